@@ -1,0 +1,1 @@
+"""Prompt Valet: the box in the corner that does your coding jobs."""

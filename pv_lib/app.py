@@ -1,0 +1,232 @@
+"""The commands, the wiring, the signals and the ordered shutdown.
+
+The one place that knows all the parts. Errors become one line on stderr here, and exit codes:
+0 done, 1 failed, 2 wrong usage or settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pv_lib import config as settings
+from pv_lib import demo, process, stamp
+from pv_lib.api import Api
+from pv_lib.config import Config
+from pv_lib.errors import ConfigFault, ValetError
+from pv_lib.follow import Followers
+from pv_lib.inbox import Inbox
+from pv_lib.intake import Intake
+from pv_lib.journal import Journal
+from pv_lib.runner import House
+from pv_lib.server import Gate, Server
+from pv_lib.store import Index, Runs
+from pv_lib.watcher import Watcher
+from pv_lib.workspace import Repos
+
+VERSION = stamp.VERSION if stamp.COMMIT == "tree" else f"{stamp.VERSION}+{stamp.COMMIT}"
+_WATCHER_DIED = 0  # on the signal queue, beside signal numbers
+_ACCEPT_POLL = 0.1  # seconds until a stopping server has noticed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except ConfigFault as error:
+        for fault in error.faults:
+            _complain(fault)
+        return 2
+    except ValetError as error:
+        _complain(error.detail)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Answer HTTP and, unless it is off, watch the inbox; until a signal."""
+    site = _Site(os.environ)
+    signals = _listen_to_signals()
+    watcher = site.watcher() if site.config.watcher and not arguments.no_watcher else None
+    followers = Followers(site.index)
+    api = Api(
+        config=site.config,
+        index=site.index,
+        intake=site.intake,
+        followers=followers,
+        wake=watcher.wake if watcher else lambda _: None,
+        version=VERSION,
+        started=time.time(),
+    )
+    server = _bind(site, api)
+    if watcher:
+        watcher.acquire()
+        _start_watcher(watcher, site.journal, signals)
+    followers.start()
+    accepting = threading.Thread(
+        target=server.serve_forever, args=(_ACCEPT_POLL,), name="accept", daemon=True
+    )
+    accepting.start()
+    host = f"[{server.server_name}]" if ":" in server.server_name else server.server_name
+    where = f"http://{host}:{server.server_port}"
+    role = "with the watcher" if watcher else "without a watcher"
+    site.journal.info(f"Prompt Valet {VERSION} listening on {where}, {role}")
+    code = _run_until_signal(watcher, site.journal, signals)
+    server.shutdown()
+    server.server_close()
+    followers.stop()
+    return code
+
+
+def watch(_: argparse.Namespace) -> int:
+    """Watch the inbox and run the jobs, without HTTP; until a signal."""
+    site = _Site(os.environ)
+    signals = _listen_to_signals()
+    watcher = site.watcher()
+    watcher.acquire()
+    _start_watcher(watcher, site.journal, signals)
+    site.journal.info(f"Prompt Valet {VERSION} watching {site.config.inbox_root}")
+    return _run_until_signal(watcher, site.journal, signals)
+
+
+def show_demo(arguments: argparse.Namespace) -> int:
+    """Run the main job in a temporary root."""
+    program = [sys.executable, os.path.abspath(sys.argv[0])]
+    return demo.run(program, os.environ, arguments.keep, sys.stdout)
+
+
+class _Site:
+    """The parts that every long-running command is made of, wired from the environment."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        os.umask(0o077)
+        self.config: Config = settings.load(environ)
+        settings.check_folders(self.config)
+        self.environ = environ
+        self.journal = Journal(priorities="JOURNAL_STREAM" in environ)
+        runs = Runs(self.config.runs_root)
+        self.index = Index(runs)
+        self.inbox = Inbox(self.config.inbox_root, self.config.finished_root)
+        self.repos = Repos(self.config.repos_root)
+        self.intake = Intake(self.config, self.index, self.inbox, self.repos)
+
+    def watcher(self) -> Watcher:
+        """The watcher with the house its jobs share; not yet the owner of the runs root."""
+        house = House(
+            config=self.config,
+            runs=self.index.runs,
+            inbox=self.inbox,
+            repos=self.repos,
+            journal=self.journal,
+            environ=self.environ,
+        )
+        return Watcher(house, self.intake, self.index)
+
+
+def _bind(site: _Site, api: Api) -> Server:
+    config = site.config
+    host = f"[{config.bind_host}]" if ":" in config.bind_host else config.bind_host
+    gate = Gate(frozenset({*config.allowed_hosts, host}), config.api_token)
+    max_body = 8 * config.max_prompt_bytes + (1 << 20)  # JSON can write one byte as six
+    address = ("127.0.0.1" if host == "localhost" else config.bind_host, config.bind_port)
+    try:
+        return Server(address, api, gate, max_body, site.journal)
+    except OSError as error:
+        raise ValetError(
+            f"PV_BIND_HOST={config.bind_host} PV_BIND_PORT={config.bind_port} cannot be bound "
+            f"({error.strerror}): stop the program that has it, or choose another"
+        ) from error
+
+
+def _listen_to_signals() -> queue.SimpleQueue[int]:
+    """Signals only land on this queue, which the main thread waits on.
+
+    A handler of our own for SIGINT also resets it for the agents: started by a shell in the
+    background, we would otherwise pass on an ignored SIGINT, and an abort would do nothing.
+    """
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda received, _: signals.put(received))
+    return signals
+
+
+def _start_watcher(watcher: Watcher, journal: Journal, signals: queue.SimpleQueue[int]) -> None:
+    def run() -> None:
+        try:
+            watcher.run()
+        except Exception as error:  # noqa: BLE001 - the top of a thread: the process ends
+            journal.error(f"the watcher died: {type(error).__name__}: {error}")
+            signals.put(_WATCHER_DIED)
+
+    threading.Thread(target=run, name="watcher", daemon=True).start()
+
+
+def _run_until_signal(
+    watcher: Watcher | None, journal: Journal, signals: queue.SimpleQueue[int]
+) -> int:
+    """Wait for the end and let go of the jobs, or (Ctrl-C) abort them first."""
+    number = signals.get()
+    if watcher and number == signal.SIGINT:
+        _abort_all(watcher, journal, signals)
+    journal.info("stopping")
+    if watcher:
+        watcher.stop()
+    return 1 if number == _WATCHER_DIED else 0
+
+
+def _abort_all(watcher: Watcher, journal: Journal, signals: queue.SimpleQueue[int]) -> None:
+    ids = watcher.abort_running()
+    if ids:
+        journal.info(f"aborting {', '.join(ids)}; press Ctrl-C again to kill at once")
+    while not watcher.idle(0.1):
+        if not signals.empty():
+            for job_id in ids:
+                process.end_carriers(job_id, 0)
+            watcher.idle(1)
+            return
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line on stderr, exit 2."""
+        _complain(f"{message} (see {self.prog} --help)")
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pv",
+        description="Prompt Valet: the box in the corner that does your coding jobs.",
+        epilog="settings, from the environment:\n" + settings.describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"Prompt Valet {VERSION}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    command = commands.add_parser("serve", help="answer HTTP and run the jobs")
+    command.add_argument(
+        "--no-watcher", action="store_true", help="only answer HTTP; a `watch` runs the jobs"
+    )
+    command.set_defaults(command=serve)
+    command = commands.add_parser("watch", help="run the jobs, without HTTP")
+    command.set_defaults(command=watch)
+    command = commands.add_parser("demo", help="show the main job in a temporary root")
+    command.add_argument("--keep", metavar="DIR", type=Path, help="leave everything in DIR")
+    command.set_defaults(command=show_demo)
+    return parser
+
+
+def _complain(text: str) -> None:
+    print("pv: " + text.replace("\n", " "), file=sys.stderr)

@@ -1,0 +1,120 @@
+"""Bytes to disk and back: durable writes, renames, and reads that cannot be tricked.
+
+Owns the fsync discipline: dot-name, fsync, rename, fsync of the folder; measured at about
+0.5 ms, and without it a power cut loses acknowledged files. Knows nothing of jobs or inboxes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+from pv_lib.errors import Invalid, TooLarge
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents, durably; no fault when it is there already."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+    sync_folder(folder.parent)
+
+
+def write(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace `path` with `data`: readers see the old file or the new one, whole.
+
+    With `durable` it survives a power cut; without, only a crash of this process.
+    Raises OSError; `path` is then as it was.
+    """
+    temp = _write_temp(path, data, durable)
+    try:
+        temp.rename(path)
+    except OSError:
+        temp.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def create(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write `path` whole, unless it exists: then FileExistsError and nothing changes.
+
+    Of two processes creating the same file, exactly one succeeds.
+    """
+    temp = _write_temp(path, data, durable)
+    try:
+        os.link(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+    if durable:
+        sync_folder(path.parent)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Move a file durably; the folder of `target` is made when missing."""
+    make_folder(target.parent)
+    source.rename(target)
+    sync_folder(target.parent)
+    if source.parent != target.parent:
+        sync_folder(source.parent)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes.
+
+    A link, FIFO, socket or device at `path` is never opened for reading: Invalid. A larger file
+    is TooLarge. Raises OSError when the file is not there or not readable.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if path.is_symlink():
+            raise Invalid(f"{path.name} is a symbolic link, which is never followed") from error
+        raise
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise Invalid(f"{path.name} is not a regular file")
+        if info.st_size > limit:
+            raise TooLarge(f"{path.name} has {info.st_size} bytes; the limit is {limit}")
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(limit)
+    finally:
+        os.close(fd)
+
+
+def write_new(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file that must not be there yet; after an OSError it is not there.
+
+    Its bytes are durable, its name only after `sync_folder`.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with open(fd, "wb", buffering=0) as file:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            if durable:
+                os.fsync(fd)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _write_temp(path: Path, data: bytes, durable: bool) -> Path:
+    temp = path.with_name(f".{os.getpid():x}-{os.urandom(6).hex()}.tmp")
+    write_new(temp, data, durable=durable)
+    return temp

@@ -1,0 +1,114 @@
+"""The `pv:` block on top of a prompt: read it, write it, take it out. Pure bytes.
+
+A prompt file carries what is needed to rebuild its record. Foreign lines, and foreign keys
+inside the block, stay byte for byte. The block is YAML to a reader, yet only `key: scalar` lines
+under `pv:` are understood, and no YAML library is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+_BOM = b"\xef\xbb\xbf"
+_KEY = re.compile(rb"[ \t]+([A-Za-z_][A-Za-z0-9_-]*):(?:[ \t]+(.*?))?[ \t]*\r?\n?")
+_PLAIN = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_./+@:-]*")
+_NOT_PLAIN = frozenset({"true", "false", "null", "yes", "no", "on", "off"})
+
+
+def read(data: bytes) -> dict[str, str]:
+    """The scalars of the `pv:` block, as text; empty without front matter or block."""
+    lines = _split(data)[1]
+    first, last = _block(lines)
+    return {
+        match[1].decode(): _scalar((match[2] or b"").decode("utf-8", "replace"))
+        for match in map(_KEY.fullmatch, lines[first:last])
+        if match
+    }
+
+
+def write(data: bytes, keys: Mapping[str, str | int | float]) -> bytes:
+    """`data` with `keys` in its `pv:` block: replaced, added, or in a new block on top.
+
+    Every other byte stays. New lines end as the file's first line does.
+    """
+    bom, lines, body = _split(data)
+    top = lines[0] if lines else body.partition(b"\n")[0] + b"\n"
+    newline = b"\r\n" if top.endswith(b"\r\n") else b"\n"
+    fresh = [f"  {key}: {_quoted(value)}".encode() + newline for key, value in keys.items()]
+    if not lines:
+        return b"".join([bom, b"---", newline, b"pv:", newline, *fresh, b"---", newline, body])
+    first, last = _block(lines)
+    if first == last == 0:
+        return b"".join([bom, lines[0], b"pv:", newline, *fresh, *lines[1:], body])
+    kept = [line for line in lines[first:last] if _name(line) not in keys]
+    return b"".join([bom, *lines[:first], *fresh, *kept, *lines[last:], body])
+
+
+def strip(data: bytes) -> bytes:
+    """`data` without its `pv:` block, and without front matter that held nothing else.
+
+    This is what the agent is given: of a submitted text it is exactly that text.
+    """
+    bom, lines, body = _split(data)
+    first, last = _block(lines)
+    if first == last == 0:
+        return data
+    rest = lines[: first - 1] + lines[last:]
+    if len(rest) == 2:  # only the two fences are left
+        return bom + body
+    return b"".join([bom, *rest, body])
+
+
+def _split(data: bytes) -> tuple[bytes, list[bytes], bytes]:
+    """BOM, the lines of the front matter with both fences (none: empty), and the rest."""
+    bom = _BOM if data.startswith(_BOM) else b""
+    body = data[len(bom) :]
+    lines = body.split(b"\n")
+    if len(lines) < 2 or lines[0].rstrip(b" \t\r") != b"---":
+        return bom, [], body
+    for number, line in enumerate(lines[1:], 1):
+        if line.rstrip(b" \t\r") == b"---":
+            head = [text + b"\n" for text in lines[: number + 1]]
+            if number + 1 == len(lines):  # the closing fence ends the file without a newline
+                head[-1] = line
+            return bom, head, b"\n".join(lines[number + 1 :])
+    return bom, [], body
+
+
+def _block(lines: list[bytes]) -> tuple[int, int]:
+    """From the line after `pv:` up to the line after the block; (0, 0) where there is none."""
+    for number, line in enumerate(lines):
+        if line.rstrip() == b"pv:":
+            last = number + 1
+            while last < len(lines) - 1 and lines[last][:1] in (b" ", b"\t"):
+                last += 1
+            return number + 1, last
+    return 0, 0
+
+
+def _name(line: bytes) -> str | None:
+    match = _KEY.fullmatch(line)
+    return match[1].decode() if match else None
+
+
+def _scalar(text: str) -> str:
+    if text.startswith('"'):
+        try:
+            value, _ = json.JSONDecoder().raw_decode(text)
+        except ValueError:
+            return text
+        return str(value)
+    if text.startswith("'"):
+        match = re.match(r"'((?:[^']|'')*)'", text)
+        return match[1].replace("''", "'") if match else text
+    return re.split(r"\s#", text, maxsplit=1)[0].rstrip()
+
+
+def _quoted(value: str | int | float) -> str:
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if _PLAIN.fullmatch(value) and not value.endswith(":") and value.lower() not in _NOT_PLAIN:
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,329 @@
+"""How a prompt becomes a job: the checks, the durable file, the first record.
+
+Both ways in meet here: a submission over HTTP (`submit`) and a file dropped into the inbox
+(`take`). The inbox file is the promise: it is durable before anything is acknowledged and can
+rebuild its record (`rebuild`). Nothing here runs a job or speaks HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pv_lib import files, frontmatter, job
+from pv_lib.config import Config
+from pv_lib.errors import Conflict, Invalid, KeyReused, NoRoom, NotFound, TooLarge, ValetError
+from pv_lib.inbox import ARCHIVED, CLAIMED, QUEUED, Inbox, Prompt, tidy_stem
+from pv_lib.job import JobIds, Record, State
+from pv_lib.store import Index, Runs
+from pv_lib.workspace import Repos
+
+DEFAULT_FILENAME = "prompt.prompt.md"
+MAX_PRIORITY = 1000
+MAX_TIMEOUT = 31_536_000  # a year, in seconds
+_MAX_NAME_BYTES = 160
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What somebody wants done. `repo` may be a bare name until it is checked."""
+
+    repo: str
+    branch: str
+    text: bytes
+    filename: str = DEFAULT_FILENAME
+    source: str = "api"
+    priority: int = 0
+    model: str | None = None
+    timeout_seconds: float | None = None
+    retry_of: str | None = None
+    attempt: int = 1
+    idempotency: str | None = None
+
+
+class Intake:
+    """The door. One per process; the API and the watcher each bring their own prompts."""
+
+    def __init__(
+        self,
+        config: Config,
+        index: Index,
+        inbox: Inbox,
+        repos: Repos,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._index = index
+        self._runs: Runs = index.runs
+        self._inbox = inbox
+        self.repos = repos
+        self._clock = clock
+        self._ids = JobIds(clock)
+        self._keyed = threading.Lock()  # guards _keys, and one keyed submission at a time
+        self._keys: dict[str, str] | None = None  # idempotency's key half -> job id
+
+    def submit(self, submissions: Sequence[Submission]) -> list[Record]:
+        """Accept all of `submissions` or none; they are durable when this returns.
+
+        Raises Invalid, NotFound, TooLarge or NoRoom; an OSError of the disk becomes NoRoom.
+        """
+        checked = [self._check(submission) for submission in submissions]
+        self._check_room()
+        records = [self._first_record(submission) for submission in checked]
+        drops = [
+            (Path(record.inbox_path or ""), frontmatter.write(submission.text, _keys(record)))
+            for record, submission in zip(records, checked, strict=True)
+        ]
+        try:
+            self._inbox.drop(drops)
+        except OSError as error:
+            why = f"the prompt could not be stored ({error.strerror}): nothing was queued"
+            raise NoRoom(why) from error
+        for record in records:
+            self._record(record)
+        return records
+
+    def submit_once(self, submission: Submission, key: str) -> tuple[Record, bool]:
+        """As `submit`, unless `key` came before: then the first answer's record and False.
+
+        Raises KeyReused when the key came with another request.
+        """
+        known = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:32]
+        mark = f"{known}.{_fingerprint(submission)}"
+        with self._keyed:
+            if self._keys is None:
+                marks = ((r.idempotency, r.job_id) for r in self._index.newest_first())
+                self._keys = {mark.partition(".")[0]: job_id for mark, job_id in marks if mark}
+            first = self._index.get(self._keys[known]) if known in self._keys else None
+            if first and first.idempotency != mark:
+                why = "this Idempotency-Key came before with another request: use a new key"
+                raise KeyReused(why)
+            if first:
+                return first, False
+            record = self.submit([replace(submission, idempotency=mark)])[0]
+            self._keys[known] = record.job_id
+            return record, True
+
+    def retry(self, old: Record) -> Record:
+        """Queue the prompt of a terminal job again. Raises Conflict while it is not terminal."""
+        if not old.state.terminal:
+            raise Conflict(f"job {old.job_id} is {old.state.value}: abort it or wait for its end")
+        again = Submission(
+            repo=old.repo or "",
+            branch=old.branch or "",
+            text=self.prompt_of(old),
+            filename=old.filename or DEFAULT_FILENAME,
+            source="retry",
+            priority=old.priority,
+            model=old.model,
+            timeout_seconds=old.timeout_seconds,
+            retry_of=old.job_id,
+            attempt=old.attempt + 1,
+        )
+        return self.submit([again])[0]
+
+    def take(self, prompt: Prompt) -> tuple[Record, Path]:
+        """Make a job of a dropped file: rename it to carry an id, then give it its block.
+
+        A prompt that cannot be run becomes a job all the same, which ends `failed` with the
+        reason. Returns the record and the file's new path. Raises OSError when the file is gone
+        or not ours to move.
+        """
+        job_id = self._ids.new()
+        path = self._inbox.carry(prompt, job_id)
+        return self.rebuild(replace(prompt, path=path, job_id=job_id)), path
+
+    def rebuild(self, prompt: Prompt) -> Record:
+        """The record of a file that carries an id, made anew from the file alone.
+
+        The folders are the truth about repository and branch, the block about the rest.
+        """
+        job_id = prompt.job_id or ""
+        now = self._clock()
+        base = Record(job_id, filename=tidy_stem(prompt.filename) + QUEUED, source="inbox")
+        base = base.with_(
+            **job.split_repo(_shown(prompt.repo)),
+            branch=_shown(prompt.branch),
+            branch_name=_shown(prompt.branch),
+            inbox_path=_shown(str(prompt.path)),
+            created_at=job.stamp(now),
+            updated_at=job.stamp(now),
+        )
+        try:
+            data = files.read_regular(prompt.path, 2 * self._config.max_prompt_bytes + 65536)
+            block = frontmatter.read(data)
+            base = base.with_(**_from_block(block, job_id))
+            self._check(_as_submission(base, frontmatter.strip(data)))
+            if not prompt.claimed and block.get("job_id") != job_id:
+                files.write(prompt.path, frontmatter.write(data, _keys(base)))
+        except ValetError as error:
+            stamp = job.stamp(now)
+            reason = "unknown_target" if isinstance(error, NotFound) else "bad_prompt"
+            base = job.advance(base, State.FAILED, stamp, reason=reason, error=error.detail)
+        self._record(base)
+        return base
+
+    def prompt_of(self, record: Record) -> bytes:
+        """The prompt as the agent gets it, wherever the job's file is by now.
+
+        Raises NotFound when neither the run folder nor the inbox has it any more.
+        """
+        given = self._runs.folder(record.job_id) / "prompt.md"
+        if given.is_file():
+            return files.read_regular(given, 1 << 30)
+        queued = Path(record.inbox_path or "/")
+        stem = queued.name.removesuffix(QUEUED)
+        places = [queued, queued.with_name(stem + CLAIMED)] if stem else []
+        if stem and self._inbox.root in queued.parents:
+            done = self._inbox.finished / queued.parent.relative_to(self._inbox.root)
+            places += [done / (stem + suffix) for suffix in ARCHIVED.values()]
+        for place in places:
+            if place.is_file():
+                return frontmatter.strip(files.read_regular(place, 1 << 30))
+        raise NotFound(f"the prompt of job {record.job_id} is not there any more")
+
+    def _check(self, submission: Submission) -> Submission:
+        faults: list[tuple[str, str]] = []
+        if len(submission.text) > self._config.max_prompt_bytes:
+            limit = self._config.max_prompt_bytes
+            why = f"has {len(submission.text)} bytes; PV_MAX_PROMPT_BYTES is {limit}"
+            raise TooLarge(f"markdown_text: {why}", [("markdown_text", why)])
+        try:
+            if not submission.text.decode("utf-8").strip():
+                faults.append(("markdown_text", "must not be blank: say what is to be done"))
+        except UnicodeDecodeError as error:
+            faults.append(("markdown_text", f"is not UTF-8 (byte {error.start})"))
+        name = submission.filename
+        faults += [("filename", why) for why in [_filename_fault(name)] if why]
+        if not -MAX_PRIORITY <= submission.priority <= MAX_PRIORITY:
+            faults.append(("priority", f"must lie between -{MAX_PRIORITY} and {MAX_PRIORITY}"))
+        if submission.timeout_seconds is not None and not (
+            0 < submission.timeout_seconds <= MAX_TIMEOUT
+        ):
+            faults.append(("timeout_seconds", f"must be more than 0 and at most {MAX_TIMEOUT}"))
+        model = submission.model
+        if model is not None and (not model or model[0] == "-" or not model.isprintable()):
+            faults.append(("model", "must be a model's name"))
+        if faults:
+            raise Invalid.of(faults)
+        repo = self.repos.full_name(submission.repo)
+        self.repos.check_branch(repo, submission.branch)
+        return replace(submission, repo=repo, filename=tidy_stem(name) + QUEUED)
+
+    def _check_room(self) -> None:
+        for root in (self._inbox.root, self._runs.root):
+            free = free_bytes(root)
+            if free < self._config.min_free_bytes:
+                limit = self._config.min_free_bytes
+                raise NoRoom(
+                    f"{root} has {free} bytes free, less than PV_MIN_FREE_BYTES={limit}: "
+                    "nothing was queued; make room and submit again"
+                )
+
+    def _first_record(self, submission: Submission) -> Record:
+        job_id = self._ids.new()
+        now = job.stamp(self._clock())
+        where = (submission.repo, submission.branch, submission.filename)
+        return Record(
+            job_id=job_id,
+            filename=submission.filename,
+            branch=submission.branch,
+            branch_name=submission.branch,
+            source=submission.source,
+            priority=submission.priority,
+            model=submission.model,
+            timeout_seconds=submission.timeout_seconds,
+            retry_of=submission.retry_of,
+            attempt=submission.attempt,
+            idempotency=submission.idempotency,
+            created_at=now,
+            updated_at=now,
+            inbox_path=str(self._inbox.queue_path(job_id, *where)),
+        ).with_(**job.split_repo(submission.repo))
+
+    def _record(self, record: Record) -> None:
+        record = record.with_(log_path=str(self._runs.log_path(record.job_id)))
+        try:
+            made = self._runs.create(record)
+        except OSError:
+            return  # the inbox file is durable; the watcher makes the record from it
+        if not made and record.state.terminal:
+            self._runs.write(record)
+
+
+def free_bytes(root: Path) -> int:
+    """Bytes that this user can still write below `root`."""
+    info = os.statvfs(root)
+    return info.f_bavail * info.f_frsize
+
+
+_BLOCK_TEXTS = ("created_at", "source", "model", "retry_of", "idempotency", "filename")
+_BLOCK_NUMBERS: dict[str, Callable[[str], Any]] = {
+    "priority": int,
+    "attempt": int,
+    "timeout_seconds": float,
+}
+
+
+def _keys(record: Record) -> dict[str, str | int | float]:
+    """The block that rebuilds `record`; defaults are left out."""
+    plain = job.to_dict(record)
+    first = {name: plain[name] for name in ("job_id", "repo", "branch")}
+    rest = {name: plain[name] for name in (*_BLOCK_TEXTS, *_BLOCK_NUMBERS)}
+    blank = job.to_dict(Record("", filename=record.filename))
+    return first | {n: v for n, v in rest.items() if v is not None and v != blank.get(n)}
+
+
+def _from_block(block: dict[str, str], job_id: str) -> dict[str, Any]:
+    """The fields a block gives; of a block that belongs to another job only the options."""
+    ours = block.get("job_id") == job_id
+    names = _BLOCK_TEXTS if ours else ("model",)
+    fields: dict[str, Any] = {name: block[name] for name in names if block.get(name)}
+    for name, parse in _BLOCK_NUMBERS.items():
+        if block.get(name) and (ours or name != "attempt"):
+            try:
+                fields[name] = parse(block[name])
+            except ValueError:
+                raise Invalid.of([(name, f"{block[name]!r} is not a number")]) from None
+    return fields
+
+
+def _as_submission(record: Record, text: bytes) -> Submission:
+    return Submission(
+        repo=record.repo or "",
+        branch=record.branch or "",
+        text=text,
+        filename=record.filename or DEFAULT_FILENAME,
+        priority=record.priority,
+        model=record.model,
+        timeout_seconds=record.timeout_seconds,
+    )
+
+
+def _filename_fault(name: str) -> str | None:
+    if "/" in name or not name.isprintable() or not name.strip():
+        return "must be a plain name without slashes or control characters"
+    if name.startswith("."):
+        return "must not begin with a dot"
+    if not name.endswith(".md"):
+        return "must end in .md"
+    if len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
+        return f"must not be longer than {_MAX_NAME_BYTES} bytes"
+    return None
+
+
+def _fingerprint(submission: Submission) -> str:
+    values = (submission.repo, submission.branch, submission.filename, submission.model)
+    options = (submission.priority, submission.timeout_seconds)
+    return hashlib.sha256(repr((values, options, submission.text)).encode()).hexdigest()[:16]
+
+
+def _shown(text: str) -> str:
+    """A path from the disk as text that JSON can hold."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,240 @@
+"""The agent as processes: spawn, adopt, signal, sweep. Knows nothing of records or events.
+
+Three files in the run folder outlive this server and tell any later one where things stand:
+
+    agent.lock  held (flock) by the `sh` around the agent as long as the agent lives; no pid to
+                be reused, no heartbeat to be late. It holds the boot id, written durably before
+                the agent can start.
+    agent.pid   written by that `sh` before it starts the agent: its pid, also the group's
+    agent.exit  the agent's exit status, by rename, before the lock falls free
+
+The agent's three streams are files, so it works on when the server dies. The lock is the
+`sh`'s own stdin, and the agent gets the prompt there, so it never holds the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+
+from pv_lib import files
+from pv_lib.errors import JobFailed
+
+MARKER = "PV_JOB_ID"
+# `trap :` rather than `trap ''`: an ignored signal would be inherited by the agent.
+_WRAPPER = """\
+trap : INT TERM HUP
+run=$1; shift
+echo $$ >"$run/.agent.pid" && mv "$run/.agent.pid" "$run/agent.pid" || exit 125
+"$@" <"$run/prompt.md"
+status=$?
+echo $status >"$run/.agent.exit" && mv "$run/.agent.exit" "$run/agent.exit"
+"""
+
+
+class Trace(Enum):
+    """What a run folder tells about its agent."""
+
+    NEVER = "never"  # it has not started: safe to start it
+    ALIVE = "alive"  # it runs now: adopt it
+    OVER = "over"  # it ran and is gone
+
+
+def trace(run: Path) -> Trace:
+    """Whether the agent of this run folder was never started, lives, or is over.
+
+    Without an agent.pid nothing was started, unless the machine went down in between: then the
+    file may have been lost with the power, and the job counts as over, for no job runs twice.
+    """
+    try:
+        fd = os.open(run / "agent.lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return Trace.NEVER
+    try:
+        if _held(fd):
+            return Trace.ALIVE
+        if (run / "agent.pid").exists() or (run / "agent.exit").exists():
+            return Trace.OVER
+        return Trace.NEVER if os.read(fd, 100).decode() == _boot_id() else Trace.OVER
+    finally:
+        os.close(fd)
+
+
+class Agent:
+    """One running or ended agent, started by this server or by one before it."""
+
+    def __init__(self, run: Path, job_id: str, child: subprocess.Popen[bytes] | None) -> None:
+        self.run = run
+        self.job_id = job_id
+        self._child = child  # to reap; None for an adopted agent, which init reaps
+
+    def alive(self) -> bool:
+        """Whether the `sh` around the agent still holds its lock."""
+        try:
+            fd = os.open(self.run / "agent.lock", os.O_RDONLY)
+        except FileNotFoundError:  # somebody deleted the run folder
+            return self._child is not None and self._child.poll() is None
+        try:
+            held = _held(fd)
+        finally:
+            os.close(fd)
+        if not held and self._child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(timeout=1)
+        return held
+
+    @property
+    def pid(self) -> int | None:
+        """The pid of the `sh`, which leads the agent's session and group."""
+        if self._child is not None:
+            return self._child.pid
+        try:
+            return int((self.run / "agent.pid").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def exit_code(self) -> int | None:
+        """The recorded exit status; None when there is none. Never a guess."""
+        try:
+            return int((self.run / "agent.exit").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the agent's group, if it is still this agent's."""
+        pid = self.pid
+        if pid is not None and self.alive():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, number)
+
+
+def spawn(
+    run: Path,
+    job_id: str,
+    argv: Sequence[str],
+    cwd: Path,
+    environ: Mapping[str, str],
+) -> Agent:
+    """Start `argv` in a session of its own, stdin from prompt.md, output to codex.jsonl.
+
+    Raises JobFailed (`spawn_failed`) when the system cannot start a process.
+    """
+    lock = run / "agent.lock"
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+        os.write(fd, _boot_id().encode())
+        os.fsync(fd)
+        files.sync_folder(run)
+        with (run / "codex.jsonl").open("ab") as output:
+            child = subprocess.Popen(
+                ["/bin/sh", "-c", _WRAPPER, f"pv-job-{job_id}", str(run), *argv],
+                stdin=fd,
+                stdout=output,
+                stderr=output,
+                cwd=cwd,
+                env={**environ, MARKER: job_id},
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise JobFailed("spawn_failed", f"the agent could not be started: {error}") from error
+    finally:
+        os.close(fd)
+    return Agent(run, job_id, child)
+
+
+def find_program(name: str, path: str | None) -> str:
+    """Where the agent's program is; `path` is the PATH to search.
+
+    Raises JobFailed (`spawn_failed`) with what to do when there is none that can be executed.
+    """
+    program = shutil.which(name, path=path)
+    if program:
+        return program
+    if "/" in name and os.path.exists(name):
+        what = "is not an executable file: chmod +x it, or name another"
+    else:
+        what = "is not there: install Codex (npm install -g @openai/codex) or name its path"
+    raise JobFailed("spawn_failed", f"PV_CODEX_BIN={name} {what}, then retry the job")
+
+
+def adopt(run: Path, job_id: str) -> Agent:
+    """The agent that an earlier server started for this run folder."""
+    return Agent(run, job_id, None)
+
+
+def carriers(job_id: str) -> list[int]:
+    """Every process whose environment carries the job's marker, zombies excluded."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid() and _carries(int(name), job_id):
+            found.append(int(name))
+    return found
+
+
+def sweep(job_id: str, number: signal.Signals) -> int:
+    """Signal every process that carries the job's marker; how many there were."""
+    return sum(_signal_carrier(pid, job_id, number) for pid in carriers(job_id))
+
+
+def end_carriers(job_id: str, grace: float) -> None:
+    """End whatever still carries the job's marker: SIGTERM, `grace` seconds, then SIGKILL.
+
+    A stopped process is continued so that it can obey. Killing goes on until a look finds none,
+    so that a process forking for ever is caught between two forks.
+    """
+    if not sweep(job_id, signal.SIGTERM):
+        return
+    sweep(job_id, signal.SIGCONT)
+    deadline = time.monotonic() + grace
+    while carriers(job_id) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    give_up = time.monotonic() + 5
+    while sweep(job_id, signal.SIGKILL) and time.monotonic() < give_up:
+        time.sleep(0.002)
+
+
+def _held(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two onlookers do not meet
+    except BlockingIOError:
+        return True
+    return False  # closing fd frees it again
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _carries(pid: int, job_id: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return f"{MARKER}={job_id}".encode() in file.read().split(b"\0")
+    except OSError:
+        return False
+
+
+def _signal_carrier(pid: int, job_id: str, number: signal.Signals) -> int:
+    """Signal through a pidfd, with the marker read again behind it: never a stranger."""
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:
+        return 0
+    try:
+        if not _carries(pid, job_id):
+            return 0
+        signal.pidfd_send_signal(handle, number)
+    except OSError:
+        return 0
+    finally:
+        os.close(handle)
+    return 1

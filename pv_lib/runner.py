@@ -1,0 +1,358 @@
+"""ONE job from claimed to terminal, told top to bottom.
+
+Prepare the checkout, write prompt.md, start the agent (or adopt the one that an earlier server
+started), carry its output into job.log, heed ABORT, timeout and limits, judge, record, archive.
+A runner is the only writer of its job's record and log while the job runs. It runs in a thread of
+its own and may wait; it chooses no jobs and answers nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pv_lib import codex, files, frontmatter, job, process
+from pv_lib.codex import Transcript, Verdict
+from pv_lib.config import Config
+from pv_lib.errors import JobFailed, ValetError
+from pv_lib.inbox import Inbox
+from pv_lib.job import Record, State
+from pv_lib.journal import Journal
+from pv_lib.process import Agent, Trace
+from pv_lib.store import Runs
+from pv_lib.workspace import Repos
+
+TICK = 0.02  # seconds between two looks at the agent: a line is in the log this much later
+_READ = 8 << 20  # bytes of raw output per look, so that a flood cannot hold up an abort
+_SAVE_SECONDS = 0.5  # how often activity and the like may be written
+_TURN_GRACE = 10.0  # seconds a finished turn's process gets to exit by itself
+_SWEEP_GRACE = 0.5  # seconds a leftover child gets between SIGTERM and SIGKILL
+
+
+@dataclass(frozen=True)
+class House:
+    """What every job of this server shares."""
+
+    config: Config
+    runs: Runs
+    inbox: Inbox
+    repos: Repos
+    journal: Journal
+    environ: Mapping[str, str]
+    clock: Callable[[], float] = time.time
+
+
+class _Left(Exception):
+    """The server is leaving: the agent goes on and the next server adopts it."""
+
+
+class _FolderGone(Exception):
+    """Somebody deleted the job's run folder: nothing can be recorded any more."""
+
+
+class Runner:
+    """Runs one job. `prompt` is its claimed file, or None where that file is gone."""
+
+    def __init__(self, house: House, record: Record, prompt: Path | None) -> None:
+        self._house = house
+        self._record = record
+        self._prompt = prompt
+        self._run = house.runs.folder(record.job_id)
+        self._leave = threading.Event()
+        self._seen = Transcript()
+        self._ending: Verdict | None = None  # set once: why the agent is being ended
+        self._next_beat = 0.0
+        self._next_save = 0.0
+
+    def leave(self) -> None:
+        """Let go of the job, at once; its agent goes on."""
+        self._leave.set()
+
+    def run(self) -> None:
+        """See the job to its end. Raises nothing; whatever fails becomes the job's verdict."""
+        job_id = self._record.job_id
+        try:
+            verdict, exit_code = self._live()
+        except _Left:
+            return
+        except _FolderGone:
+            process.end_carriers(job_id, self._house.config.abort_grace_seconds)
+            self._house.journal.warn(f"job {job_id}: its run folder was deleted; ended the agent")
+            self._archive(State.ABORTED)
+            return
+        except JobFailed as error:
+            verdict, exit_code = Verdict(State.FAILED, error.reason, error.detail), None
+        except Exception as error:  # noqa: BLE001 - the top of a thread: a decided outcome
+            process.end_carriers(job_id, self._house.config.abort_grace_seconds)
+            what = f"{type(error).__name__}: {error}"
+            self._house.journal.error(f"job {job_id}: unexpected {what}")
+            why = f"Prompt Valet failed while it ran this job ({what})"
+            verdict, exit_code = Verdict(State.FAILED, "internal_error", why), None
+        with contextlib.suppress(_Left):
+            self._finish(verdict, exit_code)
+
+    def _live(self) -> tuple[Verdict, int | None]:
+        if process.trace(self._run) is Trace.NEVER:
+            agent = self._start()
+            if agent is None:
+                return self._abort_verdict(), None
+        else:
+            agent = process.adopt(self._run, self._record.job_id)
+            self._house.journal.info(f"job {self._record.job_id}: adopted")
+        self._attend(agent)
+        process.end_carriers(self._record.job_id, _SWEEP_GRACE)
+        exit_code = agent.exit_code()
+        return self._ending or codex.judge(self._seen, exit_code), exit_code
+
+    def _start(self) -> Agent | None:
+        """From claimed to started; None when an ABORT came first."""
+        config, job_id = self._house.config, self._record.job_id
+        self._begin()
+        self._write_prompt()
+        checkout = self._house.repos.prepare(self._record.repo or "", self._record.branch or "")
+        program = process.find_program(config.codex_bin, self._house.environ.get("PATH"))
+        message = self._run / "last-message.md"
+        argv = codex.command(
+            config, program, self._record.model, checkout.path, message, git=checkout.git
+        )
+        environ = codex.environment(self._house.environ, config.codex_env)
+        (self._run / "job.log").touch()
+        if self._abort_asked():
+            return None
+        agent = process.spawn(self._run, job_id, argv, checkout.path, environ)
+        self._change(phase="running", pid=agent.pid)
+        self._house.journal.info(f"job {job_id}: started in {checkout.path} (pid {agent.pid})")
+        return agent
+
+    def _begin(self) -> None:
+        now = self._now()
+        model = self._record.model or self._house.config.codex_model
+        if self._record.state is State.CREATED:
+            self._record = job.advance(self._record, State.RUNNING, now)
+        self._change(phase="preparing", model=model)
+        self._save(durable=True)
+
+    def _write_prompt(self) -> None:
+        target = self._run / "prompt.md"
+        if self._prompt is None:
+            if not target.is_file():
+                raise JobFailed("lost", "the prompt's file vanished before the agent was started")
+            return
+        limit = 2 * self._house.config.max_prompt_bytes + 65536
+        try:
+            data = files.read_regular(self._prompt, limit)
+        except (OSError, ValetError) as error:
+            raise JobFailed("bad_prompt", f"the prompt could not be read: {error}") from error
+        files.write(target, frontmatter.strip(data), durable=False)
+
+    def _attend(self, agent: Agent) -> None:
+        """Until the agent is over: its output into the log, its news into the record."""
+        raw = (self._run / "codex.jsonl").open("rb", buffering=0)
+        log = (self._run / "job.log").open("ab", buffering=0)
+        with raw, log:
+            pipe = _Pipe(raw, log, self._seen, log.tell())
+            timing = _Timing(self._house, self._record, self._run)
+            while True:
+                over = not agent.alive()  # asked before the read: what came before is all there
+                pipe.pump(_READ)
+                if over:
+                    break
+                self._look_around(agent, timing, pipe.taken)
+                self._note()
+                if self._leave.wait(TICK):
+                    self._save()
+                    raise _Left
+            pipe.drain()
+            while pipe.unwritten and not self._leave.wait(1):  # a full disk: wait for room
+                pipe.flush()
+                self._note()
+
+    def _look_around(self, agent: Agent, timing: _Timing, taken: int) -> None:
+        config = self._house.config
+        if self._ending is None:
+            self._ending = self._reason_to_end(timing, taken)
+        if self._ending is not None:
+            timing.push(agent, self._record.job_id, config.abort_grace_seconds)
+
+    def _reason_to_end(self, timing: _Timing, taken: int) -> Verdict | None:
+        limit = self._house.config.max_log_bytes
+        if self._abort_asked():
+            return self._abort_verdict()
+        if timing.timed_out:
+            why = f"the agent was ended after its {timing.timeout:g} s"
+            return Verdict(State.FAILED, "timeout", why)
+        if taken > limit:
+            why = f"the agent was ended: it wrote more than PV_MAX_LOG_BYTES={limit}"
+            return Verdict(State.FAILED, "log_limit", why)
+        if self._seen.turn and timing.turn_over(_TURN_GRACE):
+            return codex.judge(self._seen, 0)
+        return None
+
+    def _abort_asked(self) -> bool:
+        mark = self._house.runs.abort_mark(self._record.job_id)
+        if mark is None:
+            if not self._run.exists():
+                raise _FolderGone
+            return False
+        self._change(abort_requested_at=mark.asked_at)
+        return True
+
+    def _abort_verdict(self) -> Verdict:
+        return Verdict(State.ABORTED, "abort_requested")
+
+    def _note(self) -> None:
+        """What the transcript learned into the record, and the heartbeat."""
+        seen, now = self._seen, time.monotonic()
+        self._change(thread_id=seen.thread_id, usage=seen.usage, activity=seen.activity)
+        if now >= self._next_beat:
+            self._next_beat = now + self._house.config.heartbeat_seconds
+            self._change(heartbeat_at=self._now())
+            self._save()
+        elif now >= self._next_save:
+            self._save()
+
+    def _change(self, **changes: Any) -> None:
+        news = {k: v for k, v in changes.items() if v is not None and getattr(self._record, k) != v}
+        if news:
+            self._record = self._record.with_(**news, updated_at=self._now())
+            self._next_save = min(self._next_save, time.monotonic() + _SAVE_SECONDS)
+
+    def _save(self, *, durable: bool = False) -> None:
+        self._next_save = float("inf")
+        try:
+            self._house.runs.write(self._record, durable=durable)
+        except FileNotFoundError:
+            raise _FolderGone from None
+        except OSError as error:
+            if durable:
+                raise
+            self._next_save = time.monotonic() + 1
+            why = f"record not written ({error.strerror}); trying again"
+            self._house.journal.error(f"job {self._record.job_id}: {why}")
+
+    def _finish(self, verdict: Verdict, exit_code: int | None) -> None:
+        """The terminal record, durable, then the prompt's file to the finished root."""
+        seen = self._seen
+        self._change(thread_id=seen.thread_id, usage=seen.usage)
+        self._record = job.advance(
+            self._record,
+            verdict.state,
+            self._now(),
+            reason=verdict.reason,
+            error=verdict.error,
+            exit_code=exit_code,
+            activity=None,
+            phase=None,
+            heartbeat_at=self._now(),
+        )
+        message = self._run / "last-message.md"
+        while True:
+            try:
+                if seen.message and not (message.is_file() and message.stat().st_size):
+                    files.write(message, seen.message.encode("utf-8", "replace"))
+                self._save(durable=True)
+                break
+            except _FolderGone:
+                break
+            except OSError as error:
+                why = f"its end could not be recorded ({error.strerror}); trying again"
+                self._house.journal.error(f"job {self._record.job_id}: {why}")
+                if self._leave.wait(1):
+                    raise _Left from None
+        reason = f"{verdict.reason}" + (f": {verdict.error}" if verdict.error else "")
+        self._house.journal.info(f"job {self._record.job_id}: {verdict.state.value} ({reason})")
+        self._archive(verdict.state)
+
+    def _archive(self, state: State) -> None:
+        if self._prompt is None:
+            return
+        try:
+            self._house.inbox.archive(self._prompt, state)
+        except OSError as error:
+            why = f"{self._prompt} could not be archived ({error.strerror})"
+            self._house.journal.warn(f"job {self._record.job_id}: {why}")
+
+    def _now(self) -> str:
+        return job.stamp(self._house.clock())
+
+
+class _Pipe:
+    """codex.jsonl into job.log: what the log has already is rendered again and skipped."""
+
+    def __init__(self, raw: Any, log: Any, seen: Transcript, written: int) -> None:
+        self._raw, self._log, self._seen = raw, log, seen
+        self._skip = written
+        self.taken = 0  # bytes of raw output so far
+        self.unwritten = b""  # what a full disk kept from the log
+
+    def pump(self, limit: int) -> int:
+        """Carry over what is new, about `limit` bytes at most; how many it read."""
+        done = 0
+        while done < limit and (data := os.read(self._raw.fileno(), 1 << 20)):
+            done += len(data)
+            self._write(self._seen.feed(data))
+        self.taken += done
+        return done
+
+    def drain(self) -> None:
+        """Carry over all that is left, the agent being over."""
+        while self.pump(_READ):
+            pass
+        self._write(self._seen.finish())
+
+    def flush(self) -> None:
+        """Try to write what could not be written."""
+        with contextlib.suppress(OSError):
+            while self.unwritten:
+                self.unwritten = self.unwritten[os.write(self._log.fileno(), self.unwritten) :]
+
+    def _write(self, text: bytes) -> None:
+        skipped = min(self._skip, len(text))
+        self._skip -= skipped
+        self.unwritten += text[skipped:]
+        self.flush()
+
+
+class _Timing:
+    """How long the job may take, and how far its ending has come. Monotonic seconds inside."""
+
+    def __init__(self, house: House, record: Record, run: Path) -> None:
+        limits = [house.config.job_timeout_seconds, record.timeout_seconds or 0]
+        self.timeout = min((limit for limit in limits if limit > 0), default=0.0)
+        began = job.seconds_of(record.started_at)
+        age = max(0.0, house.clock() - began) if began else 0.0
+        self._started = time.monotonic() - age
+        self._turn_seen: float | None = None
+        self._asked: float | None = None
+        self._steps = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
+
+    @property
+    def timed_out(self) -> bool:
+        return bool(self.timeout) and time.monotonic() - self._started > self.timeout
+
+    def turn_over(self, grace: float) -> bool:
+        """Whether the turn has been finished for `grace` seconds with the process still there."""
+        now = time.monotonic()
+        self._turn_seen = self._turn_seen or now
+        return now - self._turn_seen > grace
+
+    def push(self, agent: Agent, job_id: str, grace: float) -> None:
+        """The next signal when it is due: SIGINT at once, SIGTERM halfway, SIGKILL at the end."""
+        now = time.monotonic()
+        self._asked = self._asked or now
+        due = (0.0, grace / 2, grace)[3 - len(self._steps)] if self._steps else float("inf")
+        if now - self._asked < due:
+            return
+        step = self._steps.pop(0)
+        agent.signal(step)
+        if step is signal.SIGKILL:
+            process.end_carriers(job_id, 0)
+        else:
+            agent.signal(signal.SIGCONT)

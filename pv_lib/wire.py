@@ -1,0 +1,235 @@
+"""The bytes of HTTP/1.1: heads and forms parsed strictly, responses encoded. Pure.
+
+Every doubt about where a message ends is an error, never a guess: http.server's own parser takes
+two Content-Lengths, signs in numbers and folded lines, and that is how requests are smuggled.
+No socket, no route, no file is known here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any, BinaryIO
+from urllib.parse import unquote
+
+from pv_lib.errors import BadVersion, Invalid, NotImplementedHere, ValetError
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) (\S+) (HTTP/\d\.\d)")
+_HEADER = re.compile(rf"({_TOKEN}):[ \t]*((?:[^\x00-\x08\x0a-\x1f\x7f])*?)[ \t]*")
+_TARGET = re.compile(r"/[!-~]*|\*")
+_QUERY_PAIR = re.compile(r"([^=&]*)(?:=([^&]*))?")
+_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_FORM_PARAM = re.compile(r';\s*([A-Za-z*]+)=(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))')
+_BOUNDARY = re.compile(r"""[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]""")
+_ALWAYS = (
+    "Server: prompt-valet\r\nX-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n"
+    "X-Frame-Options: DENY\r\nContent-Security-Policy: default-src 'none'\r\n"
+    "Cache-Control: no-store\r\n"
+)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A parsed request head. `headers` by lower-case name; `path` is still percent-encoded."""
+
+    method: str
+    path: str
+    query: str
+    version: str
+    headers: dict[str, str]
+    length: int  # of the body, in bytes
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the client wants another request on this connection."""
+        wishes = {w.strip().lower() for w in self.headers.get("connection", "").split(",")}
+        return self.version == "HTTP/1.1" and "close" not in wishes
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a route gets: decoded path segments, query parameters, headers and the whole body."""
+
+    method: str
+    segments: tuple[str, ...]
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: bytes = b""
+
+    @property
+    def content_type(self) -> str:
+        """The media type alone, in lower case; empty without the header."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+@dataclass
+class Response:
+    """What a route answers. With `file`, `length` bytes from its position follow the head."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+    file: BinaryIO | None = None
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a form: the field's name, a file's name (None for a plain field), its bytes."""
+
+    name: str
+    filename: str | None
+    data: bytes
+
+
+def parse_head(data: bytes) -> Head:
+    """A request head, from its first byte up to and without the blank line.
+
+    Raises Invalid, BadVersion or NotImplementedHere; the connection cannot be trusted then.
+    """
+    lines = data.decode("latin-1").split("\r\n")
+    match = _REQUEST_LINE.fullmatch(lines[0])
+    if not match:
+        raise Invalid("the request line is not METHOD TARGET HTTP/1.1")
+    method, target, version = match.groups()
+    if version not in ("HTTP/1.1", "HTTP/1.0"):
+        raise BadVersion(f"{version} is not spoken here: use HTTP/1.1")
+    if method not in METHODS:
+        raise NotImplementedHere(f"the method {method[:20]} is not known")
+    if not _TARGET.fullmatch(target) or (target == "*" and method != "OPTIONS"):
+        raise Invalid("the request target must be a path that begins with /")
+    headers = _headers(lines[1:])
+    if version == "HTTP/1.1" and "host" not in headers:
+        raise Invalid("the Host header is missing")
+    if "transfer-encoding" in headers:
+        raise NotImplementedHere("transfer codings are not read here: send a Content-Length")
+    path, _, query = target.partition("?")
+    return Head(method, path, query, version, headers, _length(headers.get("content-length", "0")))
+
+
+def decode_path(path: str) -> tuple[str, ...]:
+    """The path's segments, percent-decoded one by one. Raises Invalid."""
+    return tuple(_decoded(segment) for segment in path[1:].split("/"))
+
+
+def decode_query(query: str) -> dict[str, str]:
+    """The query's parameters. Raises Invalid for broken encoding and for a name given twice."""
+    found: dict[str, str] = {}
+    for pair in query.split("&") if query else []:
+        match = _QUERY_PAIR.fullmatch(pair)
+        name, value = (match[1], match[2] or "") if match else (pair, "")
+        name = _decoded(name.replace("+", " "))
+        if name in found:
+            raise Invalid.of([(name, "is given more than once")])
+        found[name] = _decoded(value.replace("+", " "))
+    return found
+
+
+def encode_head(response: Response, now: float, *, close: bool) -> bytes:
+    """The response's head with its blank line; `now` is Unix time."""
+    try:
+        phrase = HTTPStatus(response.status).phrase
+    except ValueError:
+        phrase = ""
+    length = response.length if response.file else len(response.body)
+    lines = [f"HTTP/1.1 {response.status} {phrase}\r\nDate: {formatdate(now, usegmt=True)}\r\n"]
+    lines.append(_ALWAYS)
+    if response.status != 204:
+        lines.append(f"Content-Type: {response.content_type}\r\nContent-Length: {length}\r\n")
+    lines += [f"{name}: {_header_value(value)}\r\n" for name, value in response.headers.items()]
+    lines.append("Connection: close\r\n\r\n" if close else "\r\n")
+    return "".join(lines).encode("latin-1", "replace")
+
+
+def encode_stream_head(now: float) -> bytes:
+    """The head of an event stream, which ends with its connection."""
+    return (
+        f"HTTP/1.1 200 OK\r\nDate: {formatdate(now, usegmt=True)}\r\n{_ALWAYS}"
+        "Content-Type: text/event-stream\r\nX-Accel-Buffering: no\r\nConnection: close\r\n\r\n"
+    ).encode()
+
+
+def problem(error: ValetError) -> dict[str, Any]:
+    """An error as RFC 9457 has it; `errors` names the input fields at fault."""
+    plain: dict[str, Any] = {
+        "type": "about:blank",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+    }
+    if error.fields:
+        plain["errors"] = [{"field": name, "detail": why} for name, why in error.fields]
+    return plain
+
+
+def parse_form(content_type: str, body: bytes) -> list[Part]:
+    """The parts of a multipart/form-data body. Raises Invalid where it is not one, whole."""
+    params = _params(content_type)
+    boundary = params.get("boundary", "")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise Invalid("the Content-Type of a multipart body needs a boundary")
+    mark = b"\r\n--" + boundary.encode("latin-1")
+    first, *parts = (b"\r\n" + body).split(mark)
+    if not parts or first not in (b"", b"\r\n") or parts[-1].strip(b"\r\n \t") != b"--":
+        raise Invalid("the multipart body does not begin and end with its boundary")
+    return [_part(part) for part in parts[:-1]]
+
+
+def _part(data: bytes) -> Part:
+    head, blank, content = data.lstrip(b" \t").removeprefix(b"\r\n").partition(b"\r\n\r\n")
+    if not blank:
+        raise Invalid("a part of the multipart body has no header block")
+    for line in head.decode("utf-8", "replace").split("\r\n"):
+        name, _, value = line.partition(":")
+        if name.strip().lower() == "content-disposition":
+            params = _params(value)
+            if "name" in params:
+                return Part(params["name"], params.get("filename"), content)
+    raise Invalid("a part of the multipart body has no name")
+
+
+def _params(value: str) -> dict[str, str]:
+    return {
+        match[1].lower(): re.sub(r"\\(.)", r"\1", match[2]) if match[3] is None else match[3]
+        for match in _FORM_PARAM.finditer(value)
+    }
+
+
+def _headers(lines: list[str]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for line in lines:
+        match = _HEADER.fullmatch(line)
+        if not match:
+            raise Invalid("a header line is not NAME: VALUE in printable characters")
+        name = match[1].lower()
+        if name in headers and name in ("host", "content-length", "transfer-encoding", "origin"):
+            raise Invalid(f"the header {name} is given more than once")
+        headers[name] = f"{headers[name]}, {match[2]}" if name in headers else match[2]
+    return headers
+
+
+def _length(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise Invalid("Content-Length is not a plain decimal number")
+    return int(text)
+
+
+def _decoded(text: str) -> str:
+    if _BAD_PERCENT.search(text):
+        raise Invalid("the request target has a % without two hex digits behind it")
+    try:
+        plain = unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise Invalid("the request target is not UTF-8 behind its percent-encoding") from None
+    if "\0" in plain:
+        raise Invalid("the request target holds a NUL")
+    return plain
+
+
+def _header_value(value: str) -> str:
+    return "".join(c for c in value if c.isprintable())
