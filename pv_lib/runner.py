@@ -32,7 +32,6 @@ from pv_lib.workspace import Repos
 TICK = 0.02  # seconds between two looks at the agent: a line is in the log this much later
 _READ = 8 << 20  # bytes of raw output per look, so that a flood cannot hold up an abort
 _SAVE_SECONDS = 0.5  # how often activity and the like may be written
-_TURN_GRACE = 10.0  # seconds a finished turn's process gets to exit by itself
 _SWEEP_GRACE = 0.5  # seconds a leftover child gets between SIGTERM and SIGKILL
 
 
@@ -191,7 +190,7 @@ class Runner:
         if taken > limit:
             why = f"the agent was ended: it wrote more than PV_MAX_LOG_BYTES={limit}"
             return Verdict(State.FAILED, "log_limit", why)
-        if self._seen.turn and timing.turn_over(_TURN_GRACE):
+        if self._seen.turn and timing.turn_over(self._house.config.abort_grace_seconds):
             return codex.judge(self._seen, 0)
         return None
 

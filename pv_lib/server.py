@@ -40,6 +40,8 @@ IDLE_SECONDS = 30.0  # a keep-alive connection without a request
 HEAD_SECONDS = 10.0  # from a request's first byte to its blank line
 BODY_SECONDS = 60.0  # from the blank line to the body's last byte
 SEND_SECONDS = 60.0  # one write to a client that does not read
+LINGER_SECONDS = 2.0  # how long, and how many bytes, a refused client may still send
+LINGER_BYTES = 64 << 20
 _READ = 1 << 16
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -301,8 +303,8 @@ class Connection(BaseHTTPRequestHandler):
         """Let the client read the refusal: close in its face, and a reset may eat it."""
         try:
             self.request.shutdown(socket.SHUT_WR)
-            deadline = time.monotonic() + 1
-            left = 4 << 20
+            deadline = time.monotonic() + LINGER_SECONDS
+            left = LINGER_BYTES
             while left > 0 and (pause := deadline - time.monotonic()) > 0:
                 self.request.settimeout(pause)
                 data = self.request.recv(_READ)

@@ -1,0 +1,226 @@
+"""What the tests share: a running Prompt Valet, its HTTP, and waiting by polling to a deadline."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+TREE = Path(__file__).resolve().parent.parent
+PROGRAMS = TREE / "tests" / "programs"
+FAKE = PROGRAMS / "fake_codex.py"
+REPO = "nova-rey/example"
+DEADLINE = 20.0
+TERMINAL = ("succeeded", "failed", "aborted")
+T = TypeVar("T")
+
+
+def until(probe: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
+    """Poll until `probe` gives something true; fail with `what` at the deadline."""
+    end = time.monotonic() + seconds
+    while True:
+        found = probe()
+        if found:
+            return found
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.005)
+
+
+def git(where: Path, *argv: str) -> str:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@localhost"]
+    done = subprocess.run(
+        ["git", *identity, "-C", str(where), *argv], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def make_repository(path: Path, *branches: str) -> Path:
+    """A git repository on `main` with one commit, and further branches."""
+    path.mkdir(parents=True)
+    git(path, "init", "--quiet", "--initial-branch=main")
+    (path / "README.md").write_text("# Example\n")
+    git(path, "add", "--all")
+    git(path, "commit", "--quiet", "--message", "start")
+    for branch in branches:
+        git(path, "branch", branch)
+    return path
+
+
+@dataclass
+class Answer:
+    """One HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def detail(self) -> str:
+        return str(self.json["detail"])
+
+
+class Process:
+    """`pv` as a process of its own, its stderr in a file."""
+
+    def __init__(self, argv: list[str], environ: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("ab") as stderr:
+            start = stderr.tell()
+            self.popen = subprocess.Popen(
+                argv, env=dict(environ), stdin=subprocess.DEVNULL, stderr=stderr
+            )
+        self._start = start
+
+    @property
+    def said(self) -> str:
+        return self.log.read_bytes()[self._start :].decode()
+
+    def await_line(self, pattern: str) -> re.Match[str]:
+        def look() -> re.Match[str] | None:
+            found = re.search(pattern, self.said)
+            if not found and self.popen.poll() is not None:
+                raise AssertionError(f"ended with {self.popen.returncode}: {self.said}")
+            return found
+
+        return until(look, f"{pattern!r} in the log")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+        return self.popen.wait(timeout=DEADLINE)
+
+
+class Valet:
+    """A Prompt Valet with a root of its own, in one process or split."""
+
+    def __init__(self, root: Path, program: list[str], **settings: str) -> None:
+        self.root = root
+        self.program = program
+        self.environ = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("PV_")},
+            "PV_ROOT": str(root),
+            "PV_BIND_PORT": "0",
+            "PV_CODEX_BIN": str(FAKE),
+            "PV_POLL_INTERVAL_SECONDS": "0.2",
+            "PV_HEARTBEAT_SECONDS": "0.2",
+            "PV_ABORT_GRACE_SECONDS": "2",
+            "PV_MIN_FREE_BYTES": "1MiB",
+            **settings,
+        }
+        self.port = 0
+        self.processes: list[Process] = []
+        self.inbox = root / "inbox"
+        self.runs = root / "runs"
+        self.repo = root / "repos" / REPO
+        if not self.repo.exists():
+            make_repository(self.repo, "dev", "feature/one")
+
+    def start(self, *argv: str) -> Process:
+        """Start `serve` (or what is given) and wait until it is ready."""
+        command = argv or ("serve",)
+        process = Process([*self.program, *command], self.environ, self.root / "server.log")
+        self.processes.append(process)
+        if command[0] == "serve":
+            self.port = int(process.await_line(r"listening on http://[^ ,]*:(\d+)")[1])
+        else:
+            process.await_line("watching")
+        return process
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.stop()
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        try:
+            connection.request(method, path, body, dict(headers or {}))
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.getheaders()), response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Any:
+        answer = self.ask("GET", path)
+        assert answer.status == 200, answer
+        return answer.json
+
+    def post_json(self, path: str, plain: object) -> Answer:
+        body = json.dumps(plain).encode()
+        return self.ask("POST", path, body, {"Content-Type": "application/json"})
+
+    def submit(self, text: str, **fields: object) -> dict[str, Any]:
+        job = {"repo": REPO, "branch": "main", "markdown_text": text, **fields}
+        answer = self.post_json("/api/v1/jobs", job)
+        assert answer.status == 201, answer
+        return dict(answer.json)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return dict(self.get(f"/api/v1/jobs/{job_id}"))
+
+    def await_state(self, job_id: str, *states: str) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            record = self.job(job_id)
+            if record["state"] in states:
+                return record
+            assert record["state"] not in TERMINAL, f"{record}\n{self.processes[-1].said}"
+            return None
+
+        return until(look, f"job {job_id} in {states}")
+
+    def await_end(self, job_id: str) -> dict[str, Any]:
+        return self.await_state(job_id, *TERMINAL)
+
+    def log(self, job_id: str) -> str:
+        return (self.runs / job_id / "job.log").read_text()
+
+    def events(
+        self, job_id: str, last_event_id: str | None = None
+    ) -> Iterator[tuple[str, str, str, float]]:
+        """The stream's events as (name, id, data, Unix time of arrival)."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+        try:
+            connection.request("GET", f"/api/v1/jobs/{job_id}/log/stream", headers=headers)
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            found = {"event": "message", "id": "", "data": ""}
+            for raw in response:
+                line = raw.decode().rstrip("\n")
+                if line:
+                    name, _, value = line.partition(": ")
+                    found[name] = value
+                elif found["data"] or found["id"]:
+                    yield found["event"], found["id"], found["data"], time.time()
+                    found = {"event": "message", "id": "", "data": ""}
+        finally:
+            connection.close()
+
+
+def built() -> Path:
+    """The archive; `conftest` has built it from this tree."""
+    return TREE / "dist" / "pv.pyz"
+
+
+def program() -> list[str]:
+    """How the tests run Prompt Valet: the archive, by the bare interpreter."""
+    return [sys.executable, "-I", "-S", str(built())]
