@@ -141,7 +141,7 @@ class Api:
         elif request.content_type == "text/markdown":
             allowed = [name for name in _FIELDS if name != "markdown_text"]
             fields = _from_query(_params(request, *allowed))
-            fields["markdown_text"] = _utf8(request.body, "the body")
+            fields["markdown_text"] = _utf8(request.body, "body")
         else:
             raise Unsupported("submit as Content-Type: application/json or text/markdown")
         submission = _submission(fields)
@@ -413,7 +413,7 @@ def _utf8(data: bytes, what: str) -> str:
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
-    text = _utf8(body, "the body")
+    text = _utf8(body, "body")
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -63,7 +63,7 @@ def test_a_wrong_field(valet: Valet, change: dict[str, Any], status: int, detail
     [
         (b"{", "application/json", 400, "the body is not JSON"),
         (b"[]", "application/json", 400, "not a JSON object"),
-        (b'{"repo":"\xff"}', "application/json", 400, "the body is not UTF-8 (byte 9)"),
+        (b'{"repo":"\xff"}', "application/json", 400, "body: is not UTF-8 (byte 9)"),
         (b"[" * 100_000, "application/json", 400, "the body is not JSON"),
         (b"", "application/json", 400, "the body is not JSON"),
         (b"repo=a", "application/x-www-form-urlencoded", 415, "submit as Content-Type"),

@@ -1,0 +1,79 @@
+"""The documents say what the build does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+from harness import TREE, program
+
+from pv_lib import config, job
+from pv_lib.api import paths
+from pv_lib.job import State
+
+CONTRACT = (TREE / "ops/CONTRACT.md").read_text()
+GUIDE = (TREE / "ops/guide.md").read_text()
+README = (TREE / "README.md").read_text()
+EXAMPLE = (TREE / "ops/env/pv.env.example").read_text()
+
+
+def test_every_setting_stands_in_the_contract_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| (PV_\w+) \| (.*?) \|", CONTRACT, re.MULTILINE))
+    wanted = {s.name: s.default or "none" for s in config.SETTINGS}
+    assert rows == wanted
+
+
+def test_every_setting_stands_in_the_example_which_loads() -> None:
+    values = dict(re.findall(r"^#?((?:PV_)\w+)=(.*)$", EXAMPLE, re.MULTILINE))
+    assert set(values) == {s.name for s in config.SETTINGS}
+    defaults = config.load({})
+    off = {name: value for name, value in values.items() if not name.startswith("PV_API_TOKEN")}
+    assert config.load(off) == defaults
+    active = dict(re.findall(r"^(PV_\w+)=(.*)$", EXAMPLE, re.MULTILINE))
+    assert config.load(active) == defaults
+    assert {"PV_REPOS_ROOT", "PV_RUNS_ROOT", "PV_BIND_HOST", "PV_API_USER"} <= set(active)
+
+
+def test_help_shows_every_setting_and_command() -> None:
+    text = subprocess.run([*program(), "--help"], capture_output=True, text=True, check=True).stdout
+    for setting in config.SETTINGS:
+        assert f"  {setting.name} " in text and setting.help in text
+    for command in ("serve", "watch", "demo"):
+        assert re.search(rf"^    {command} ", text, re.MULTILINE)
+        assert f"`{command}" in CONTRACT
+
+
+def test_every_route_stands_in_the_contract() -> None:
+    rows = set(re.findall(r"^\| (GET|POST|DELETE) (/\S+) \|", CONTRACT, re.MULTILINE))
+    assert rows == set(paths())
+
+
+def test_every_field_and_state_stands_in_the_contract() -> None:
+    section = CONTRACT.partition("## 3. The record")[2].partition("## 4.")[0]
+    words = set(re.findall(r"\w+", section))
+    assert set(job.to_dict(job.Record("x"))) <= words
+    assert {state.value for state in State} <= words
+
+
+def test_every_reason_the_code_gives_stands_in_the_contract() -> None:
+    section = CONTRACT.partition("## 3. The record")[2].partition("## 4.")[0]
+    documented = set(re.findall(r"`(\w+)`", section))
+    pattern = r'(?:JobFailed\(|Verdict\(State\.\w+, |reason=|_end\([^"\n]*, )"(\w+)"'
+    given = set()
+    for path in (TREE / "pv_lib").glob("*.py"):
+        given |= set(re.findall(pattern, path.read_text()))
+    assert {"lost", "timeout", "withdrawn"} <= given
+    assert given <= documented
+
+
+@pytest.mark.parametrize("name", ["pv.env.example", "prompt-valet-api.service"])
+def test_the_guide_names_the_files_it_uses(name: str) -> None:
+    assert name in GUIDE
+    assert list(TREE.glob(f"ops/*/{name}"))
+
+
+def test_the_readme_has_exactly_two_commands_to_try() -> None:
+    section = README.partition("## Try it")[2].partition("\n## ")[0]
+    assert len(re.findall(r"^```\n(.+)\n```$", section, re.MULTILINE)) == 2
+    assert section.count("```") == 4
