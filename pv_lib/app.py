@@ -59,7 +59,7 @@ def serve(arguments: argparse.Namespace) -> int:
     site = _Site(os.environ)
     signals = _listen_to_signals()
     watcher = site.watcher() if site.config.watcher and not arguments.no_watcher else None
-    followers = Followers(site.index)
+    followers = Followers(site.index, site.journal)
     api = Api(
         config=site.config,
         index=site.index,

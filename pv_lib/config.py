@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 import shlex
 import stat
 from collections.abc import Callable, Mapping
@@ -79,6 +80,7 @@ class Setting:
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 SANDBOXES = ("read-only", "workspace-write", "danger-full-access")
 IGNORED = frozenset({"PV_JOB_ID", "PV_URL", "PV_TOKEN"})
+_HOST_NAME = re.compile(r"[a-z0-9_.-]+|\[[0-9a-f:.]+\]")
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -132,8 +134,8 @@ def _host(text: str) -> str:
 
 def _hosts(text: str) -> tuple[str, ...]:
     names = tuple(part.strip().lower() for part in text.split(",") if part.strip())
-    if not names or any(set(name) & set("/ @*") for name in names):
-        raise ValueError("host names separated by commas, without scheme or wildcard")
+    if not names or not all(_HOST_NAME.fullmatch(name) for name in names):
+        raise ValueError("host names separated by commas, without scheme, port or wildcard")
     return names
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pv_lib.job import Record
+from pv_lib.journal import Journal
 from pv_lib.store import Index
 
 TICK = 0.02  # seconds between two looks at a followed log
@@ -51,13 +52,15 @@ class _Feed:
     path: Path
     fd: int = -1
     followers: set[_Follower] = field(default_factory=set)
+    troubled: bool = False  # said once that it cannot be read
 
 
 class Followers:
     """The thread and its sockets. `start` before the first `add`, `stop` ends every stream."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, journal: Journal) -> None:
         self._index = index
+        self._journal = journal
         self._selector = selectors.DefaultSelector()
         self._arrivals: deque[_Follower] = deque()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -103,7 +106,10 @@ class Followers:
                     self._hear(key.data)
             self._admit()
             for feed in list(self._feeds.values()):
-                self._serve(feed)
+                try:
+                    self._serve(feed)
+                except OSError as error:  # no descriptor, no folder: the next look may find it
+                    self._complain(feed, error)
         self._admit()
         for feed in list(self._feeds.values()):
             for follower in list(feed.followers):
@@ -138,6 +144,11 @@ class Followers:
                 self._advance(feed, follower, record if over else None, over, frames)
             elif now - follower.last_sent > KEEP_ALIVE:
                 self._send(follower, memoryview(b": keep-alive\n\n"))
+
+    def _complain(self, feed: _Feed, error: OSError) -> None:
+        if not feed.troubled:
+            self._journal.error(f"the log of job {feed.job_id} cannot be followed: {error}")
+        feed.troubled = True
 
     def _advance(
         self,

@@ -118,20 +118,22 @@ class Inbox:
 
         A file settles when two looks find the same inode, size and mtime, and `still` seconds
         have gone by since its last write or, where its mtime says nothing (it lies in the
-        future), since the first look. `now` is monotonic, `wall` Unix time.
+        future), since the first look. None overtakes an older one that is not settled yet: a
+        scan may see the later of two renames and miss the earlier. `now` is monotonic, `wall`
+        Unix time.
         """
         looks = self._looks
         self._looks = {}
-        done = []
-        for prompt in drops:
+        done: list[Prompt] = []
+        for prompt in sorted(drops, key=lambda prompt: (prompt.signature[1], prompt.path)):
             signature, since = looks.get(prompt.path, (None, now))
-            if signature != prompt.signature:
-                self._looks[prompt.path] = (prompt.signature, now)
-            elif now - since >= still or wall - prompt.signature[1] / 1e9 >= still:
+            same = signature == prompt.signature
+            quiet = now - since >= still or wall - prompt.signature[1] / 1e9 >= still
+            if same and quiet and not self._looks:
                 done.append(prompt)
             else:
-                self._looks[prompt.path] = (prompt.signature, since)
-        return sorted(done, key=lambda prompt: (prompt.signature[1], prompt.path))
+                self._looks[prompt.path] = (prompt.signature, since if same else now)
+        return done
 
     @property
     def unsettled(self) -> bool:

@@ -153,9 +153,13 @@ class Runner:
 
     def _attend(self, agent: Agent) -> None:
         """Until the agent is over: its output into the log, its news into the record."""
-        raw = (self._run / "codex.jsonl").open("rb", buffering=0)
-        log = (self._run / "job.log").open("ab", buffering=0)
+        try:
+            raw = (self._run / "codex.jsonl").open("ab+", buffering=0)
+            log = (self._run / "job.log").open("ab", buffering=0)
+        except FileNotFoundError:
+            raise _FolderGone from None
         with raw, log:
+            raw.seek(0)
             pipe = _Pipe(raw, log, self._seen, log.tell())
             timing = _Timing(self._house, self._record, self._run)
             while True:

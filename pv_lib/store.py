@@ -184,8 +184,17 @@ class Index:
             self._rescan()
             settled = time.time_ns() - info.st_mtime_ns > _SETTLE_NS
             self._folder_mtime = info.st_mtime_ns if settled else 0
-        for job_id in [*self._live, *self._bare]:
+        # Running ones last: else one that ended while we looked would still count as running
+        # beside the one that took its place.
+        running = {job_id for job_id in self._live if self._is_running(job_id)}
+        for job_id in [*(self._live - running), *self._bare]:
             self._look_at(job_id)
+        for job_id in [job_id for job_id in self._live if self._is_running(job_id)]:
+            self._look_at(job_id)
+
+    def _is_running(self, job_id: str) -> bool:
+        record = self._entries[job_id].record
+        return record is not None and record.state is State.RUNNING
 
     def _rescan(self) -> None:
         with os.scandir(self.runs.root) as listing:

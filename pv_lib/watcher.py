@@ -196,15 +196,17 @@ class Watcher:
         created     queued    the usual                              queue
         created     claimed   crash between claim and start          queue, claimed already
         running     claimed   as above, or the agent lives           met by _recover
-        running     queued    a copy of a running job's file         a job of its own
+        any live    queued    a copy of a live job's file            a job of its own
         withdrawn   queued    a person put the file back             a job of its own
         terminal    any       crash between record and archive       archive
         """
         job_id = prompt.job_id or ""
-        if job_id in self._waiting or job_id in self._active:
-            known = self._waiting.get(job_id)
-            if known and not known.claimed and known.path != prompt.path:
-                self._waiting[job_id] = replace(known, path=prompt.path)
+        known = self._waiting.get(job_id)
+        if known and (known.path == prompt.path or not known.path.exists()):
+            self._waiting[job_id] = replace(known, path=prompt.path)
+            return
+        if known or job_id in self._active:
+            self._take(prompt)
             return
         record = self._record_of(prompt)
         if record.state.terminal and record.reason != "withdrawn":
@@ -216,16 +218,17 @@ class Watcher:
 
     def _record_of(self, prompt: Prompt) -> Record:
         job_id = prompt.job_id or ""
-        with contextlib.suppress(BadRecord, OSError):
+        try:
             record = self._house.runs.read(job_id)
-            if record is not None:
-                return record
-        folder = self._house.runs.folder(job_id)
-        never = process.trace(folder) is Trace.NEVER
-        if prompt.claimed and (not folder.exists() or not never):
-            return self._lost(prompt)
-        with contextlib.suppress(OSError):
+        except BadRecord as error:
+            self._house.journal.warn(f"{error.detail}; making it anew from {prompt.path}")
             self._house.runs.record_path(job_id).unlink(missing_ok=True)
+            record = None
+        if record is not None:
+            return record
+        folder = self._house.runs.folder(job_id)
+        if prompt.claimed and (not folder.exists() or process.trace(folder) is not Trace.NEVER):
+            return self._lost(prompt)
         return self._intake.rebuild(prompt)
 
     def _lost(self, prompt: Prompt) -> Record:
@@ -244,7 +247,8 @@ class Watcher:
         self._waiting[record.job_id] = _Waiting(record, path, claimed)
 
     def _put_away(self, path: Path, record: Record) -> None:
-        self._house.journal.info(f"job {record.job_id}: {record.state.value}: {record.error}")
+        reason = ": ".join(filter(None, (record.reason, record.error)))
+        self._house.journal.info(f"job {record.job_id}: {record.state.value} ({reason})")
         with contextlib.suppress(FileNotFoundError):
             self._house.inbox.archive(path, record.state)
 

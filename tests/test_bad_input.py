@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import REPO, Valet, git, make_repository, until
+from harness import REPO, Valet, git, make_repository, program, until
 
 GOOD: dict[str, Any] = {"repo": REPO, "branch": "main", "markdown_text": "fake: say x"}
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valet]:
+    """One server for all the requests that must leave no trace."""
+    valet = Valet(tmp_path_factory.mktemp("quiet"), program())
+    valet.start()
+    yield valet
+    valet.stop()
 
 
 def no_trace(valet: Valet) -> bool:
@@ -49,13 +59,13 @@ def no_trace(valet: Valet) -> bool:
         ({"surprise": 1}, 400, "surprise: is not a field"),
     ],
 )
-def test_a_wrong_field(valet: Valet, change: dict[str, Any], status: int, detail: str) -> None:
-    answer = valet.post_json("/api/v1/jobs", {**GOOD, **change})
+def test_a_wrong_field(quiet: Valet, change: dict[str, Any], status: int, detail: str) -> None:
+    answer = quiet.post_json("/api/v1/jobs", {**GOOD, **change})
     assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json")
     assert detail in answer.detail and answer.json["status"] == status
     if "is missing" in detail or ": must" in detail:
         assert answer.json["errors"][0]["field"] in change
-    assert no_trace(valet)
+    assert no_trace(quiet)
 
 
 @pytest.mark.parametrize(
@@ -71,10 +81,10 @@ def test_a_wrong_field(valet: Valet, change: dict[str, Any], status: int, detail
         (b"x" * (10 << 20), "application/json", 413, "the body has 10485760 bytes"),
     ],
 )
-def test_a_wrong_body(valet: Valet, body: bytes, kind: str, status: int, detail: str) -> None:
-    answer = valet.ask("POST", "/api/v1/jobs", body, {"Content-Type": kind} if kind else {})
+def test_a_wrong_body(quiet: Valet, body: bytes, kind: str, status: int, detail: str) -> None:
+    answer = quiet.ask("POST", "/api/v1/jobs", body, {"Content-Type": kind} if kind else {})
     assert answer.status == status and detail in answer.detail
-    assert no_trace(valet)
+    assert no_trace(quiet)
 
 
 def test_a_bare_name_serves_where_one_owner_has_it(valet: Valet) -> None:
@@ -140,22 +150,22 @@ GOOD_PARTS: list[tuple[str, str | None, bytes]] = [
     ],
 )
 def test_upload_keeps_nothing_of_a_bad_request(
-    valet: Valet, parts: list[tuple[str, str | None, bytes]], status: int, detail: str
+    quiet: Valet, parts: list[tuple[str, str | None, bytes]], status: int, detail: str
 ) -> None:
     body, headers = form(*parts)
-    answer = valet.ask("POST", "/api/v1/jobs/upload", body, headers)
+    answer = quiet.ask("POST", "/api/v1/jobs/upload", body, headers)
     assert answer.status == status and detail in answer.detail
-    assert no_trace(valet)
+    assert no_trace(quiet)
 
 
-def test_broken_forms(valet: Valet) -> None:
+def test_broken_forms(quiet: Valet) -> None:
     body, headers = form(*GOOD_PARTS, ("files", "a.md", b"x"))
     wrong = {"Content-Type": "multipart/form-data"}
     for data, kind in ((body, wrong), (body[:-8], headers), (b"", headers), (b"junk", headers)):
-        answer = valet.ask("POST", "/api/v1/jobs/upload", data, kind)
+        answer = quiet.ask("POST", "/api/v1/jobs/upload", data, kind)
         assert answer.status == 400 and answer.detail
-    assert valet.ask("POST", "/api/v1/jobs/upload", b"{}", {}).status == 415
-    assert no_trace(valet)
+    assert quiet.ask("POST", "/api/v1/jobs/upload", b"{}", {}).status == 415
+    assert no_trace(quiet)
 
 
 def test_questions_about_jobs_that_make_no_sense(valet: Valet) -> None:

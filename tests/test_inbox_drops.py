@@ -111,6 +111,7 @@ def test_what_is_no_prompt_is_left_alone(valet: Valet) -> None:
     before = sorted(path.name for path in place.iterdir())
     (place / "real.prompt.md").write_text("fake: say hi\n")
     assert one_job(valet)["state"] == "succeeded"
+    until(lambda: list((valet.root / "finished").rglob("*.done.md")), "the prompt archived")
     assert sorted(path.name for path in place.iterdir()) == before
     assert not (valet.repo / "leaked.txt").exists()
 
