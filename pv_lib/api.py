@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pv_lib import job, logfile, wire
+from pv_lib import fields, job, logfile, wire
 from pv_lib.config import Config
 from pv_lib.errors import Conflict, Invalid, MethodNotAllowed, NotFound, TooLarge, Unsupported
 from pv_lib.follow import Followers
-from pv_lib.intake import DEFAULT_FILENAME, Intake, Submission, free_bytes
+from pv_lib.intake import Intake, Submission, free_bytes
 from pv_lib.job import Record, State
 from pv_lib.server import Answer, Follow
 from pv_lib.store import Index
@@ -32,17 +32,6 @@ DEFAULT_LIMIT, MAX_LIMIT = 50, 500
 MAX_FILES = 100
 _ALIVE_POLLS = 5  # poll intervals after which a silent watcher counts as gone
 _KEY = re.compile(r"[!-~]{1,200}")
-_NUMBER = (int, float)
-# A submission's fields: JSON types, what a fault says, whether it must be there.
-_FIELDS: dict[str, tuple[tuple[type, ...], str, bool]] = {
-    "repo": ((str,), "a string: owner/name", True),
-    "branch": ((str,), "a string", True),
-    "markdown_text": ((str,), "a string", True),
-    "filename": ((str,), "a string that ends in .md", False),
-    "model": ((str,), "a string", False),
-    "timeout_seconds": (_NUMBER, "a number of seconds", False),
-    "priority": ((int,), "a whole number", False),
-}
 
 
 @dataclass(frozen=True)
@@ -73,12 +62,12 @@ class Api:
 
     def healthz(self, request: Request, _: str) -> Response:
         """The server answers."""
-        _params(request)
+        fields.params(request)
         return _json(200, {"status": "ok", "version": self.version})
 
     def status(self, request: Request, _: str) -> Response:
         """What an operator wants to know at a glance."""
-        _params(request)
+        fields.params(request)
         now = self.clock()
         config = self.config
         counts = self.index.counts()
@@ -129,22 +118,22 @@ class Api:
 
     def targets(self, request: Request, _: str) -> Response:
         """The repositories and branches that a submission may name."""
-        _params(request)
+        fields.params(request)
         pairs = [{"repo": repo, "branch": branch} for repo, branch in self.intake.repos.all()]
         return _json(200, {"targets": pairs})
 
     def submit(self, request: Request, _: str) -> Response:
         """Queue one prompt."""
         if request.content_type == "application/json":
-            _params(request)
-            fields = _json_object(request.body)
+            fields.params(request)
+            given = fields.json_object(request.body)
         elif request.content_type == "text/markdown":
-            allowed = [name for name in _FIELDS if name != "markdown_text"]
-            fields = _from_query(_params(request, *allowed))
-            fields["markdown_text"] = _utf8(request.body, "body")
+            allowed = [name for name in fields.FIELDS if name != "markdown_text"]
+            given = fields.from_query(fields.params(request, *allowed))
+            given["markdown_text"] = fields.utf8(request.body, "body")
         else:
             raise Unsupported("submit as Content-Type: application/json or text/markdown")
-        submission = _submission(fields)
+        submission = fields.submission(given)
         key = request.headers.get("idempotency-key")
         if key is None:
             record, new = self.intake.submit([submission])[0], True
@@ -158,21 +147,21 @@ class Api:
 
     def upload(self, request: Request, _: str) -> Response:
         """Queue several files at once: all of them or none."""
-        _params(request)
+        fields.params(request)
         if request.content_type != "multipart/form-data":
             raise Unsupported("upload as Content-Type: multipart/form-data")
-        fields: dict[str, str] = {}
+        given: dict[str, str] = {}
         prompts: list[tuple[str, bytes]] = []
         for part in wire.parse_form(request.headers.get("content-type", ""), request.body):
             if part.filename is not None and part.name == "files":
                 prompts.append((part.filename, part.data))
             elif part.filename is None and part.name in ("repo", "branch"):
-                if part.name in fields:
+                if part.name in given:
                     raise Invalid.of([(part.name, "is given more than once")])
-                fields[part.name] = _utf8(part.data, part.name)
+                given[part.name] = fields.utf8(part.data, part.name)
             else:
                 raise Invalid.of([(part.name, "is not a field: there are repo, branch, files")])
-        missing = [(name, "is missing") for name in ("repo", "branch") if name not in fields]
+        missing = [(name, "is missing") for name in ("repo", "branch") if name not in given]
         if not prompts:
             missing.append(("files", "is missing: send at least one file that ends in .md"))
         if len(prompts) > MAX_FILES:
@@ -180,7 +169,7 @@ class Api:
         if missing:
             raise Invalid.of(missing)
         submissions = [
-            Submission(fields["repo"], fields["branch"], data, filename=name, source="upload")
+            Submission(given["repo"], given["branch"], data, filename=name, source="upload")
             for name, data in prompts
         ]
         records = self.intake.submit(submissions)
@@ -190,9 +179,9 @@ class Api:
 
     def list_jobs(self, request: Request, _: str) -> Response:
         """The jobs, newest first, filtered."""
-        params = _params(request, "state", "repo", "branch", "stalled", "limit", "before")
+        params = fields.params(request, "state", "repo", "branch", "stalled", "limit", "before")
         wanted = self._filter(params)
-        limit = _whole(params, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
+        limit = fields.whole(params, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
         found = (r for r in self.index.newest_first(params.get("before")) if wanted(r))
         page = list(itertools.islice(found, limit + 1))
         places = self._queue_places()
@@ -202,18 +191,18 @@ class Api:
 
     def detail(self, request: Request, job_id: str) -> Response:
         """One job's record."""
-        _params(request)
+        fields.params(request)
         record = self._record(job_id)
         places = self._queue_places() if record.state is State.CREATED else {}
         return _json(200, self._shown(record, places))
 
     def log(self, request: Request, job_id: str) -> Response:
         """The log's last lines, or everything from a byte offset on."""
-        params = _params(request, "lines", "offset")
+        params = fields.params(request, "lines", "offset")
         if len(params) == 2:
             raise Invalid.of([("offset", "cannot go with lines: give one of them")])
-        lines = _whole(params, "lines", DEFAULT_LINES, 1, MAX_LINES)
-        offset = _whole(params, "offset", 0, 0, 1 << 50)
+        lines = fields.whole(params, "lines", DEFAULT_LINES, 1, MAX_LINES)
+        offset = fields.whole(params, "offset", 0, 0, 1 << 50)
         record = self._record(job_id)
         try:
             file = logfile.open_log(self.index.runs.log_path(job_id))
@@ -231,7 +220,7 @@ class Api:
 
     def stream(self, request: Request, job_id: str) -> Follow:
         """Every line of the log, live, until the job's end."""
-        _params(request)
+        fields.params(request)
         self._record(job_id)
         text = request.headers.get("last-event-id", "")
         if text and not (text.isascii() and text.isdigit() and len(text) <= 15):
@@ -240,7 +229,7 @@ class Api:
 
     def abort(self, request: Request, job_id: str) -> Response:
         """Ask for the job's end."""
-        _params(request)
+        fields.params(request)
         record = self._record(job_id)
         if record.state.terminal:
             raise Conflict(f"job {job_id} has ended already: it is {record.state.value}")
@@ -255,14 +244,14 @@ class Api:
 
     def retry(self, request: Request, job_id: str) -> Response:
         """Queue an ended job's prompt again, as a new job."""
-        _params(request)
+        fields.params(request)
         record = self.intake.retry(self._record(job_id))
         self.wake(Path(record.inbox_path or ""))
         return self._created(record)
 
     def prompt(self, request: Request, job_id: str) -> Response:
         """The prompt as the agent gets it."""
-        _params(request)
+        fields.params(request)
         data = self.intake.prompt_of(self._record(job_id))
         return Response(200, data, "text/markdown; charset=utf-8")
 
@@ -275,7 +264,7 @@ class Api:
         return self._run_file(request, job_id, "codex.jsonl", "application/x-ndjson")
 
     def _run_file(self, request: Request, job_id: str, name: str, kind: str) -> Response:
-        _params(request)
+        fields.params(request)
         record = self._record(job_id)
         try:
             file = logfile.open_log(self.index.runs.folder(job_id) / name)
@@ -385,82 +374,6 @@ def _json(status: int, plain: dict[str, Any]) -> Response:
     return Response(
         status, json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
     )
-
-
-def _params(request: Request, *names: str) -> dict[str, str]:
-    """The query's parameters, all of which must be among `names`."""
-    unknown = [name for name in request.query if name not in names]
-    if unknown:
-        takes = ", ".join(names) or "no parameters"
-        raise Invalid.of([(name, f"is not known here: there is {takes}") for name in unknown])
-    return request.query
-
-
-def _whole(params: dict[str, str], name: str, default: int, low: int, high: int) -> int:
-    text = params.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) < 17 and low <= int(text) <= high):
-        raise Invalid.of([(name, f"must be a whole number from {low} to {high}")])
-    return int(text)
-
-
-def _utf8(data: bytes, what: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Invalid.of([(what, f"is not UTF-8 (byte {error.start})")]) from None
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
-    text = _utf8(body, "body")
-    try:
-        plain = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Invalid(f"the body is not JSON: {error}") from None
-    if not isinstance(plain, dict):
-        raise Invalid("the body is not a JSON object with repo, branch and markdown_text")
-    return plain
-
-
-def _from_query(params: dict[str, str]) -> dict[str, Any]:
-    """Query parameters as the JSON values they stand for."""
-    fields: dict[str, Any] = dict(params)
-    for name, parse in (("priority", int), ("timeout_seconds", float)):
-        if name in fields:
-            try:
-                fields[name] = parse(fields[name])
-            except ValueError:
-                raise Invalid.of([(name, f"must be {_FIELDS[name][1]}")]) from None
-    return fields
-
-
-def _submission(fields: dict[str, Any]) -> Submission:
-    """A checked submission; every field of a wrong type is named at once."""
-    faults = []
-    for name, (types, meaning, needed) in _FIELDS.items():
-        value = fields.get(name)
-        if value is None:
-            if needed:
-                faults.append((name, f"is missing: it must be {meaning}"))
-        elif type(value) not in types or value != value:
-            faults.append((name, f"must be {meaning}"))
-        elif isinstance(value, str) and not _is_unicode(value):
-            faults.append((name, "holds half a surrogate pair, which is no Unicode text"))
-    faults += [(str(n)[:50], "is not a field of a job") for n in fields if n not in _FIELDS]
-    if faults:
-        raise Invalid.of(faults)
-    given = {name: value for name, value in fields.items() if value is not None}
-    text = given.pop("markdown_text").encode()
-    return Submission(text=text, **{"filename": DEFAULT_FILENAME, **given})
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 _JOB = "{job_id}"

@@ -27,7 +27,9 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 _ENVIRONMENT = frozenset(
     {"PATH", "HOME", "LANG", "TERM", "TMPDIR", *_PROXIES, *map(str.lower, _PROXIES)}
 )
-_EVENT_START = re.compile(rb'\{\s*"type"\s*:\s*"(?:(?:thread|turn|item)\.|error")')
+_MAX_MISSES = 100  # broken events tried in one line, so that garbage cannot cost much
+_EVENT_START = re.compile(r'\{\s*"type"\s*:\s*"(?:(?:thread|turn|item)\.|error")')
+_FIND_END = json.JSONDecoder()
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _SHELL = re.compile(r"(?:.*/)?(?:ba|da|z)?sh")
 # How Codex, and most programs, begin when they give up before any work.
@@ -112,17 +114,21 @@ class Transcript:
         while len(line) > MAX_LINE:
             self._plain(line[:MAX_LINE])
             line = line[MAX_LINE:]
-        found = _EVENT_START.search(line)
-        event, length = _decode(line[found.start() :]) if found else (None, 0)
-        if found is None or event is None:
-            self._plain(line)
-            return
-        before, behind = line[: found.start()], line[found.start() + length :]
-        if before.strip():
-            self._plain(before)
-        self._event(event)
-        if behind.strip():
-            self._line(behind)
+        done, misses = 0, 0
+        text = line.decode("latin-1")  # a character a byte: positions are the same
+        for found in _EVENT_START.finditer(text):
+            if found.start() < done or misses > _MAX_MISSES:
+                continue
+            event, end = _decode(text, found.start())
+            if event is None:
+                misses += 1
+                continue
+            if line[done : found.start()].strip():
+                self._plain(line[done : found.start()])
+            self._event(event)
+            done = end
+        if not done or line[done:].strip():
+            self._plain(line[done:])
 
     def _plain(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").removesuffix("\r")
@@ -134,7 +140,7 @@ class Transcript:
 
     def _event(self, event: dict[str, Any]) -> None:
         self.spoke = True
-        kind = event["type"]
+        kind = _text(event, "type")
         if kind == "thread.started":
             self.thread_id = _text(event, "thread_id") or None
         elif kind == "turn.started":
@@ -154,14 +160,11 @@ class Transcript:
         self.turn, self.activity = "completed", "finished"
         usage = event.get("usage")
         if isinstance(usage, dict):
-            self.usage = usage
-            counts = {name: usage.get(name, 0) for name in ("input_tokens", "output_tokens")}
-            cached = usage.get("cached_input_tokens", 0)
+            self.usage = {name: n for name, n in usage.items() if type(n) is int}
+            names = ("input_tokens", "cached_input_tokens", "output_tokens")
+            given, cached, out = (self.usage.get(name, 0) for name in names)
             self._say("")
-            self._say(
-                f"tokens: {counts['input_tokens']} in ({cached} cached), "
-                f"{counts['output_tokens']} out"
-            )
+            self._say(f"tokens: {given} in ({cached} cached), {out} out")
 
     def _turn_failed(self, event: dict[str, Any]) -> None:
         self.turn, self.activity = "failed", "failed"
@@ -270,10 +273,11 @@ def judge(seen: Transcript, exit_code: int | None) -> Verdict:
 
     Exit 0 alone proves nothing of an agent that speaks events: the turn must have completed.
     """
+    message = seen.error or "the agent gave no reason"
+    if "hit your usage limit" in message and (seen.turn == "failed" or exit_code):
+        return Verdict(State.FAILED, "usage_limit", message)
     if seen.turn == "failed":
-        message = seen.error or "the agent gave no reason"
-        limit = "hit your usage limit" in message
-        return Verdict(State.FAILED, "usage_limit" if limit else "turn_failed", message)
+        return Verdict(State.FAILED, "turn_failed", message)
     if exit_code is None:
         why = "the agent vanished without an exit status: killed from outside, or a power cut"
         return Verdict(State.FAILED, "lost", why)
@@ -295,15 +299,14 @@ def _failed_at_start(seen: Transcript, exit_code: int) -> bool:
     return _START_FAILURE.match(seen.first_text) is not None
 
 
-def _decode(data: bytes) -> tuple[dict[str, Any] | None, int]:
-    """The JSON object at the start of `data` and its length in bytes; (None, 0) without one."""
-    text = data.decode("utf-8", "replace")
+def _decode(text: str, start: int = 0) -> tuple[dict[str, Any] | None, int]:
+    """The JSON object at `start` of bytes read as Latin-1, and where it ends; else (None, 0)."""
     try:
-        event, end = json.JSONDecoder().raw_decode(text)
+        _, end = _FIND_END.raw_decode(text, start)
+        event = json.loads(text[start:end].encode("latin-1").decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None, 0
-    whole = end == len(text)
-    return event, len(data) if whole else len(text[:end].encode("utf-8", "replace"))
+    return (event, end) if isinstance(event, dict) else (None, 0)
 
 
 def _text(plain: Mapping[str, Any], name: str) -> str:
@@ -314,7 +317,7 @@ def _text(plain: Mapping[str, Any], name: str) -> str:
 def _inner(message: str) -> str:
     """An error's own sentence, where a provider's JSON body was passed on as the message."""
     if message.startswith("{"):
-        body, _ = _decode(message.encode("utf-8", "replace"))
+        body, _ = _decode(message.encode("utf-8", "replace").decode("latin-1"))
         error = body.get("error") if body else None
         if isinstance(error, dict) and _text(error, "message"):
             return _text(error, "message")

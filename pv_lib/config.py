@@ -87,12 +87,13 @@ _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 def _path(text: str) -> Path:
     if not text.startswith("/") or "\0" in text:
         raise ValueError("an absolute path")
-    return Path(os.path.normpath(text))
+    return Path(os.path.normpath("/" + text.lstrip("/")))
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+        plain = text.isascii() and text.isdigit() and len(text) < 16
+        if not plain or not low <= int(text) <= high:
             raise ValueError(f"a whole number from {low} to {high}")
         return int(text)
 
@@ -272,7 +273,7 @@ def load(environ: Mapping[str, str]) -> Config:
         try:
             values[setting.field] = _read(setting, text)
         except ValueError as error:
-            shown = "…" if "TOKEN" in setting.name else text
+            shown = "…" if setting.name == "PV_API_TOKEN" else text
             faults.append(f"{setting.name}={shown} is not valid: it takes {error}")
             values[setting.field] = _fallback(setting, values)
     if environ.get("PV_API_TOKEN") and environ.get("PV_API_TOKEN_FILE"):
@@ -349,7 +350,8 @@ def _unknown_names(environ: Mapping[str, str]) -> list[str]:
         if name.startswith("PV_") and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "see --help for the settings"
-            faults.append(f"{name}={environ[name]} is not a setting: {hint}")
+            shown = "…" if "TOK" in name else environ[name]
+            faults.append(f"{name}={shown} is not a setting: {hint}")
     return faults
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 _BOM = b"\xef\xbb\xbf"
 _KEY = re.compile(rb"[ \t]+([A-Za-z_][A-Za-z0-9_-]*):(?:[ \t]+(.*?))?[ \t]*\r?\n?")
+_BLOCK_START = re.compile(rb"pv:[ \t]*(?:#.*)?\r?\n?")
 _PLAIN = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_./+@:-]*")
 _NOT_PLAIN = frozenset({"true", "false", "null", "yes", "no", "on", "off"})
 
@@ -21,28 +22,38 @@ def read(data: bytes) -> dict[str, str]:
     """The scalars of the `pv:` block, as text; empty without front matter or block."""
     lines = _split(data)[1]
     first, last = _block(lines)
+    indent = _indent(lines[first]) if first < last else b""
     return {
-        match[1].decode(): _scalar((match[2] or b"").decode("utf-8", "replace"))
-        for match in map(_KEY.fullmatch, lines[first:last])
-        if match
+        name: _scalar(value)
+        for line in lines[first:last]
+        if _indent(line) == indent
+        for name, value in _pair(line)
     }
 
 
 def write(data: bytes, keys: Mapping[str, str | int | float]) -> bytes:
-    """`data` with `keys` in its `pv:` block: replaced, added, or in a new block on top.
+    """`data` with `keys` in its `pv:` block: replaced, or added; a new block where there is none.
 
-    Every other byte stays. New lines end as the file's first line does.
+    The block comes last in the text's own front matter, or on top of a text without. Every other
+    byte stays. New lines end as the file's first line does.
     """
     bom, lines, body = _split(data)
+    if len(lines) == 2:  # two fences and nothing between them are text
+        bom, lines, body = bom, [], data[len(bom) :]
     top = lines[0] if lines else body.partition(b"\n")[0] + b"\n"
     newline = b"\r\n" if top.endswith(b"\r\n") else b"\n"
-    fresh = [f"  {key}: {_quoted(value)}".encode() + newline for key, value in keys.items()]
+    first, last = _block(lines)
+    indent = _indent(lines[first]) if first < last else b"  "
+    fresh = [indent + f"{key}: {_quoted(value)}".encode() + newline for key, value in keys.items()]
     if not lines:
         return b"".join([bom, b"---", newline, b"pv:", newline, *fresh, b"---", newline, body])
-    first, last = _block(lines)
-    if first == last == 0:
-        return b"".join([bom, lines[0], b"pv:", newline, *fresh, *lines[1:], body])
-    kept = [line for line in lines[first:last] if _name(line) not in keys]
+    if not first:
+        return b"".join([bom, *lines[:-1], b"pv:", newline, *fresh, lines[-1], body])
+    kept = [
+        line
+        for line in lines[first:last]
+        if _indent(line) != indent or not any(name in keys for name, _ in _pair(line))
+    ]
     return b"".join([bom, *lines[:first], *fresh, *kept, *lines[last:], body])
 
 
@@ -78,19 +89,30 @@ def _split(data: bytes) -> tuple[bytes, list[bytes], bytes]:
 
 
 def _block(lines: list[bytes]) -> tuple[int, int]:
-    """From the line after `pv:` up to the line after the block; (0, 0) where there is none."""
+    """From the line after `pv:` up to the line after the block; (0, 0) where there is none.
+
+    Blank lines and comments belong to the block when more of it follows.
+    """
     for number, line in enumerate(lines):
-        if line.rstrip() == b"pv:":
+        if _BLOCK_START.fullmatch(line):
             last = number + 1
-            while last < len(lines) - 1 and lines[last][:1] in (b" ", b"\t"):
-                last += 1
+            for place in range(number + 1, len(lines) - 1):
+                if lines[place].strip() and lines[place][:1] in (b" ", b"\t"):
+                    last = place + 1
+                elif lines[place].strip() and lines[place][:1] != b"#":
+                    break
             return number + 1, last
     return 0, 0
 
 
-def _name(line: bytes) -> str | None:
+def _indent(line: bytes) -> bytes:
+    return line[: len(line) - len(line.lstrip(b" \t"))]
+
+
+def _pair(line: bytes) -> list[tuple[str, str]]:
+    """The line's key and raw value, or nothing."""
     match = _KEY.fullmatch(line)
-    return match[1].decode() if match else None
+    return [(match[1].decode(), (match[2] or b"").decode("utf-8", "replace"))] if match else []
 
 
 def _scalar(text: str) -> str:
@@ -103,7 +125,7 @@ def _scalar(text: str) -> str:
     if text.startswith("'"):
         match = re.match(r"'((?:[^']|'')*)'", text)
         return match[1].replace("''", "'") if match else text
-    return re.split(r"\s#", text, maxsplit=1)[0].rstrip()
+    return re.split(r"(?:^|\s)#", text, maxsplit=1)[0].rstrip()
 
 
 def _quoted(value: str | int | float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import threading
@@ -27,7 +28,7 @@ OWNER = re.compile(_OWNER)
 REPO = re.compile(rf"{_OWNER}/{_OWNER}")
 # Stricter than git check-ref-format, which accepts @{-1}: no dash or dot first, no "..", no "//".
 BRANCH = re.compile(
-    r"(?!.*(?:\.\.|//|/\.|\.lock(?:/|$)|\.$|/$))[A-Za-z0-9_][A-Za-z0-9._/+#@-]{0,199}"
+    r"(?!HEAD$)(?!.*(?:\.\.|//|/\.|\.lock(?:/|$)|\.$|/$))[A-Za-z0-9_][A-Za-z0-9._/+#@-]{0,199}"
 )
 
 
@@ -151,7 +152,7 @@ def decode(data: bytes, job_id: str) -> Record:
     folder's name is the id. Raises BadRecord when it is no JSON object with a known state.
     """
     try:
-        plain = json.loads(data)
+        plain = json.loads(data, parse_float=_finite, parse_constant=lambda _: None)
         state = State(plain["state"])
     except (ValueError, TypeError, KeyError, RecursionError):
         raise BadRecord(f"job {job_id}: job.json is not a record with a known state") from None
@@ -168,6 +169,12 @@ def split_repo(repo: str) -> dict[str, str | None]:
     """`owner/name` as the record's three fields."""
     owner, _, name = repo.rpartition("/")
     return {"repo": repo, "git_owner": owner or None, "repo_name": name}
+
+
+def _finite(text: str) -> float | None:
+    """A number from foreign JSON; 1e999 would be one that JSON cannot say again."""
+    value = float(text)
+    return value if math.isfinite(value) else None
 
 
 def _fits(name: str, value: Any) -> bool:

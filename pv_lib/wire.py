@@ -19,7 +19,7 @@ from pv_lib.errors import BadVersion, Invalid, NotImplementedHere, ValetError
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) (\S+) (HTTP/\d\.\d)")
-_HEADER = re.compile(rf"({_TOKEN}):[ \t]*((?:[^\x00-\x08\x0a-\x1f\x7f])*?)[ \t]*")
+_HEADER = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _TARGET = re.compile(r"/[!-~]*|\*")
 _QUERY_PAIR = re.compile(r"([^=&]*)(?:=([^&]*))?")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -140,8 +140,10 @@ def encode_head(response: Response, now: float, *, close: bool) -> bytes:
     lines = [f"HTTP/1.1 {response.status} {phrase}\r\nDate: {formatdate(now, usegmt=True)}\r\n"]
     lines.append(_ALWAYS)
     if response.status != 204:
-        lines.append(f"Content-Type: {response.content_type}\r\nContent-Length: {length}\r\n")
-    lines += [f"{name}: {_header_value(value)}\r\n" for name, value in response.headers.items()]
+        kind = _printable(response.content_type)
+        lines.append(f"Content-Type: {kind}\r\nContent-Length: {length}\r\n")
+    for name, value in response.headers.items():
+        lines.append(f"{_printable(name)}: {_printable(value)}\r\n")
     lines.append("Connection: close\r\n\r\n" if close else "\r\n")
     return "".join(lines).encode("latin-1", "replace")
 
@@ -181,7 +183,10 @@ def parse_form(content_type: str, body: bytes) -> list[Part]:
 
 
 def _part(data: bytes) -> Part:
-    head, blank, content = data.lstrip(b" \t").removeprefix(b"\r\n").partition(b"\r\n\r\n")
+    data = data.lstrip(b" \t")
+    head, blank, content = data.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+    if not data.startswith(b"\r\n"):
+        raise Invalid("the multipart body's boundary stands inside its data: choose another")
     if not blank:
         raise Invalid("a part of the multipart body has no header block")
     for line in head.decode("utf-8", "replace").split("\r\n"):
@@ -206,10 +211,10 @@ def _headers(lines: list[str]) -> dict[str, str]:
         match = _HEADER.fullmatch(line)
         if not match:
             raise Invalid("a header line is not NAME: VALUE in printable characters")
-        name = match[1].lower()
+        name, value = match[1].lower(), match[2].strip(" \t")
         if name in headers and name in ("host", "content-length", "transfer-encoding", "origin"):
             raise Invalid(f"the header {name} is given more than once")
-        headers[name] = f"{headers[name]}, {match[2]}" if name in headers else match[2]
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
 
@@ -231,5 +236,6 @@ def _decoded(text: str) -> str:
     return plain
 
 
-def _header_value(value: str) -> str:
+def _printable(value: str) -> str:
+    """A header's text without CR, LF and their like, which would begin another header."""
     return "".join(c for c in value if c.isprintable())

@@ -24,7 +24,7 @@ TERMINAL = ("succeeded", "failed", "aborted")
 T = TypeVar("T")
 
 
-def until(probe: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
+def until(probe: Callable[[], T | None], what: str, seconds: float = DEADLINE) -> T:
     """Poll until `probe` gives something true; fail with `what` at the deadline."""
     end = time.monotonic() + seconds
     while True:

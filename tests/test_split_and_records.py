@@ -110,7 +110,7 @@ def test_a_run_folder_deleted_in_mid_run_harms_nothing(valet: Valet) -> None:
 
 def test_a_running_jobs_heartbeat_goes_on(valet: Valet) -> None:
     job_id = valet.submit("fake: wait go\n")["job_id"]
-    beats = set()
+    beats: set[str | None] = set()
     began = time.monotonic()
     while len(beats) < 4 and time.monotonic() - began < 20:
         beats.add(valet.job(job_id)["heartbeat_at"])

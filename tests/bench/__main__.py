@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import TREE, Valet, program  # noqa: E402 - the tests' folder is put on the path first
+from harness import TREE, Valet, program
 
 # bash, because it knows the time without starting a program.
 AGENT = """\
@@ -47,7 +47,7 @@ def row(name: str, values: list[float]) -> None:
     """One figure: median and 99th percentile in milliseconds."""
     values = sorted(values)
     worst = values[int(len(values) * 0.99)]
-    print(f"{name:<34} median {statistics.median(values):6.1f} ms   p99 {worst:6.1f} ms", flush=True)
+    print(f"{name:<34} median {statistics.median(values):6.1f} ms   p99 {worst:6.1f} ms")
 
 
 def main() -> None:

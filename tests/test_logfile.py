@@ -1,0 +1,100 @@
+"""The last lines of a log are found from its end, as a reading of the whole would find them."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from pv_lib import logfile
+
+BLOCK = 64 << 10
+
+
+def naive(data: bytes, lines: int) -> int:
+    """Where the last `lines` lines begin, from the list of all lines."""
+    return len(data) - sum(map(len, re.findall(rb"[^\n]*\n|[^\n]+", data)[-lines:]))
+
+
+def tail(path: Path, data: bytes, lines: int) -> int:
+    path.write_bytes(data)
+    with logfile.open_log(path) as log:
+        start, size = logfile.tail_start(log, lines)
+    assert size == len(data)
+    return start
+
+
+@pytest.mark.parametrize(
+    ("data", "lines", "rest"),
+    [
+        (b"", 1, b""),
+        (b"\n", 1, b"\n"),
+        (b"\n\n\n", 2, b"\n\n"),
+        (b"a", 1, b"a"),
+        (b"a", 9, b"a"),
+        (b"a\n", 1, b"a\n"),
+        (b"a\nb", 1, b"b"),
+        (b"a\nb\n", 1, b"b\n"),
+        (b"a\nb\nc", 2, b"b\nc"),
+        (b"a\nb\nc\n", 2, b"b\nc\n"),
+        (b"a\nb\nc\n", 3, b"a\nb\nc\n"),
+        (b"a\nb\nc\n", 99, b"a\nb\nc\n"),
+        (b"a\r\nb\rc\r\n", 1, b"b\rc\r\n"),
+        (b"a\n\x00\xff\n", 1, b"\x00\xff\n"),
+    ],
+)
+def test_the_last_lines(tmp_path: Path, data: bytes, lines: int, rest: bytes) -> None:
+    assert data[tail(tmp_path / "job.log", data, lines) :] == rest
+
+
+def test_random_short_logs_agree_with_the_whole_reading(tmp_path: Path) -> None:
+    dice = random.Random(8)
+    for _ in range(1000):
+        data = bytes(dice.choices(b"\n\nab\r\x00", k=dice.randrange(40)))
+        for lines in (1, 2, dice.randint(1, 45)):
+            assert tail(tmp_path / "job.log", data, lines) == naive(data, lines), (data, lines)
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_random_long_logs_agree_with_the_whole_reading(tmp_path: Path, end: bytes) -> None:
+    dice = random.Random(9)
+    for longest in (1, 80, 5000, BLOCK + 5, 4 * BLOCK):
+        data = bytearray()
+        while len(data) < 4 * BLOCK:
+            data += b"x" * dice.randrange(longest + 1) + b"\n"
+        whole = bytes(data) + b"last" + end
+        total = whole.count(b"\n") + (not end)
+        for lines in {1, 2, 3, total // 2 or 1, total - 1 or 1, total, total + 1, 10 * total}:
+            assert tail(tmp_path / "job.log", whole, lines) == naive(whole, lines)
+
+
+@pytest.mark.parametrize("size", [k * BLOCK + d for k in (1, 2, 3) for d in (-2, -1, 0, 1, 2)])
+def test_newlines_at_the_edge_of_a_block_are_counted_once(tmp_path: Path, size: int) -> None:
+    for places in ((0,), (size - 1,), (size - BLOCK,), (size - BLOCK - 1, size - 1), (1, BLOCK)):
+        data = bytearray(b"x" * size)
+        for place in places:
+            if 0 <= place < size:
+                data[place] = ord("\n")
+        for lines in (1, 2, 3, 4):
+            assert tail(tmp_path / "job.log", bytes(data), lines) == naive(bytes(data), lines)
+
+
+def test_a_huge_log_costs_only_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "job.log"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # sparse: a reading from the start would take hours
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nalmost\nlast\n")
+    with logfile.open_log(path) as log:
+        start, size = logfile.tail_start(log, 2)
+    assert size - start == len(b"almost\nlast\n")
+
+
+def test_a_log_is_not_opened_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "job.log").symlink_to("secret")
+    with pytest.raises(OSError):
+        logfile.open_log(tmp_path / "job.log")
