@@ -27,7 +27,7 @@ def make_valet(tmp_path: Path) -> Iterator[Callable[..., Valet]]:
 
     yield make
     for valet in made:
-        valet.stop()
+        valet.clear()
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pv_lib.process import end_carriers
+
 TREE = Path(__file__).resolve().parent.parent
 PROGRAMS = TREE / "tests" / "programs"
 FAKE = PROGRAMS / "fake_codex.py"
@@ -143,6 +145,12 @@ class Valet:
     def stop(self) -> None:
         for process in self.processes:
             process.stop()
+
+    def clear(self) -> None:
+        """Stop, and end the agents that a stopped server rightly leaves running."""
+        self.stop()
+        for run in self.runs.glob("*"):
+            end_carriers(run.name, 0)
 
     def ask(
         self,

@@ -12,9 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+_TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
 
-from harness import TREE, Valet, program
+from harness import TREE, Valet, program  # noqa: E402 - the path comes first
 
 # bash, because it knows the time without starting a program.
 AGENT = """\
