@@ -31,6 +31,18 @@ DEFAULT_LINES, MAX_LINES = 200, 100_000
 DEFAULT_LIMIT, MAX_LIMIT = 50, 500
 MAX_FILES = 100
 _ALIVE_POLLS = 5  # poll intervals after which a silent watcher counts as gone
+_SHOWN_SETTINGS = (
+    "stall_threshold_seconds",
+    "heartbeat_seconds",
+    "poll_interval_seconds",
+    "max_running",
+    "job_timeout_seconds",
+    "abort_grace_seconds",
+    "max_prompt_bytes",
+    "max_log_bytes",
+    "min_free_bytes",
+    "codex_sandbox",
+)
 _KEY = re.compile(r"[!-~]{1,200}")
 
 
@@ -73,31 +85,14 @@ class Api:
         counts = self.index.counts()
         live = self.index.live()
         running = [r for r in live if r.state is State.RUNNING]
-        roots = {
-            name: {
-                "path": str(path),
-                "exists": path.is_dir(),
-                "writable": os.access(path, os.W_OK | os.X_OK),
-                "free_bytes": free_bytes(path) if path.is_dir() else None,
-            }
-            for name, path in config.roots.items()
-        }
+        roots = {name: _root(path) for name, path in config.roots.items()}
         plain: dict[str, Any] = {
             "version": self.version,
             "started_at": job.stamp(self.started),
             "uptime_seconds": round(now - self.started, 3),
             "config": {
                 **{f"{name}_root": str(path) for name, path in config.roots.items()},
-                "stall_threshold_seconds": config.stall_threshold_seconds,
-                "heartbeat_seconds": config.heartbeat_seconds,
-                "poll_interval_seconds": config.poll_interval_seconds,
-                "max_running": config.max_running,
-                "job_timeout_seconds": config.job_timeout_seconds,
-                "abort_grace_seconds": config.abort_grace_seconds,
-                "max_prompt_bytes": config.max_prompt_bytes,
-                "max_log_bytes": config.max_log_bytes,
-                "min_free_bytes": config.min_free_bytes,
-                "codex_sandbox": config.codex_sandbox,
+                **{name: getattr(config, name) for name in _SHOWN_SETTINGS},
             },
             "roots": roots,
             "jobs": {
@@ -346,7 +341,7 @@ class Api:
 
     def _problems(self, roots: dict[str, dict[str, Any]]) -> list[str]:
         limit = self.config.min_free_bytes
-        problems = self.index.problems()
+        problems = [*self.index.problems(), *self.index.runs.watcher_complaints()]
         for name, root in roots.items():
             if not root["exists"]:
                 problems.append(f"the {name} root {root['path']} is not there")
@@ -355,6 +350,16 @@ class Api:
             elif name in ("inbox", "runs") and root["free_bytes"] < limit:
                 problems.append(f"the {name} root has less than PV_MIN_FREE_BYTES={limit} free")
         return problems
+
+
+def _root(path: Path) -> dict[str, Any]:
+    exists = path.is_dir()
+    return {
+        "path": str(path),
+        "exists": exists,
+        "writable": os.access(path, os.W_OK | os.X_OK),
+        "free_bytes": free_bytes(path) if exists else None,
+    }
 
 
 def _receipt(record: Record) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,15 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValetError as error:
         _complain(error.detail)
         return 1
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
+        return 1
     except KeyboardInterrupt:
         return 130
 
 
 def serve(arguments: argparse.Namespace) -> int:
     """Answer HTTP and, unless it is off, watch the inbox; until a signal."""
-    site = _Site(os.environ)
+    site = _Site(os.environ, no_watcher=arguments.no_watcher)
     signals = _listen_to_signals()
-    watcher = site.watcher() if site.config.watcher and not arguments.no_watcher else None
+    watcher = site.watcher() if site.config.watcher else None
     followers = Followers(site.index, site.journal)
     api = Api(
         config=site.config,
@@ -109,16 +116,20 @@ def show_demo(arguments: argparse.Namespace) -> int:
 class _Site:
     """The parts that every long-running command is made of, wired from the environment."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], *, no_watcher: bool = False) -> None:
         os.umask(0o077)
-        self.config: Config = settings.load(environ)
-        settings.check_folders(self.config)
+        process.die_with_runuser()
+        config, faults = settings.read(environ)
+        faults += settings.make_folders(config)
+        if faults:
+            raise ConfigFault(faults)
+        self.config: Config = replace(config, watcher=config.watcher and not no_watcher)
         self.environ = environ
         self.journal = Journal(priorities="JOURNAL_STREAM" in environ)
         runs = Runs(self.config.runs_root)
         self.index = Index(runs)
         self.inbox = Inbox(self.config.inbox_root, self.config.finished_root)
-        self.repos = Repos(self.config.repos_root)
+        self.repos = Repos(self.config.repos_root, environ)
         self.intake = Intake(self.config, self.index, self.inbox, self.repos)
 
     def watcher(self) -> Watcher:

@@ -1,4 +1,4 @@
-"""The command line's side of HTTP: ask a running server, read its streams.
+"""The command line's side of HTTP (now `demo`'s): ask a running server, read its streams.
 
 Errors the server tells become ValetError with the server's own sentence. No command logic here.
 """
@@ -52,6 +52,8 @@ class Client:
         try:
             connection.request("GET", path, headers={"Accept": "text/event-stream"})
             response = connection.getresponse()
+            if response.status != 200:
+                raise ValetError(f"the stream of {path} was refused: {response.status}")
             name = "message"
             data: list[str] = []
             for raw in response:

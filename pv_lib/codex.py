@@ -22,6 +22,8 @@ from pv_lib.job import State
 
 MAX_LINE = 16 << 20  # one event was seen at over 1 MB; a longer line is cut and taken as text
 _ACTIVITY_CHARS = 160
+_ERROR_CHARS = 2000  # what of an error or a first line may stand in the record
+_USAGE_COUNTS = 20
 _CANNOT_START = (126, 127)  # what sh answers: not executable, not found
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 _ENVIRONMENT = frozenset(
@@ -133,7 +135,7 @@ class Transcript:
     def _plain(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").removesuffix("\r")
         if self.first_text is None and text.strip() and not text.startswith("WARNING"):
-            self.first_text = text.strip()
+            self.first_text = text.strip()[:_ERROR_CHARS]
         if not self.spoke and text.strip():
             self.activity = _brief(text)
         self._say(text)
@@ -142,7 +144,7 @@ class Transcript:
         self.spoke = True
         kind = _text(event, "type")
         if kind == "thread.started":
-            self.thread_id = _text(event, "thread_id") or None
+            self.thread_id = _text(event, "thread_id")[:_ACTIVITY_CHARS] or None
         elif kind == "turn.started":
             self.activity = "thinking"
         elif kind == "turn.completed":
@@ -160,7 +162,8 @@ class Transcript:
         self.turn, self.activity = "completed", "finished"
         usage = event.get("usage")
         if isinstance(usage, dict):
-            self.usage = {name: n for name, n in usage.items() if type(n) is int}
+            counts = [(name[:_ACTIVITY_CHARS], n) for name, n in usage.items() if type(n) is int]
+            self.usage = dict(counts[:_USAGE_COUNTS])
             names = ("input_tokens", "cached_input_tokens", "output_tokens")
             given, cached, out = (self.usage.get(name, 0) for name in names)
             self._say("")
@@ -170,14 +173,15 @@ class Transcript:
         self.turn, self.activity = "failed", "failed"
         error = event.get("error")
         message = _inner(_text(error, "message")) if isinstance(error, dict) else ""
-        if message and message != self.error:
+        if message and message[:_ERROR_CHARS] != self.error:
             self._say(f"error: {message}")
-        self.error = message or self.error
+        self.error = message[:_ERROR_CHARS] or self.error
 
     def _error(self, text: str) -> None:
-        self.error = _inner(text)
-        self.activity = _brief(self.error)
-        self._say(f"error: {self.error}")
+        message = _inner(text)
+        self.error = message[:_ERROR_CHARS]
+        self.activity = _brief(message)
+        self._say(f"error: {message}")
 
     def _item(self, step: str, item: dict[str, Any]) -> None:
         kind = _text(item, "type")

@@ -1,8 +1,8 @@
 """The table of settings, and the only reading of the environment.
 
-Each setting stands here once: name, field, default, how it is read, one line of help. The README,
-`--help` and `ops/env/pv.env.example` are tested against this table. What a setting does lives
-where it is used, never here.
+Each setting stands here once: name, field, default, how it is read, one line of help. `--help`
+comes from this table; ops/CONTRACT.md and ops/env/pv.env.example are tested against it. What a
+setting does lives where it is used, never here.
 """
 
 from __future__ import annotations
@@ -256,10 +256,18 @@ SETTINGS: tuple[Setting, ...] = (
 
 
 def load(environ: Mapping[str, str]) -> Config:
-    """Read the settings from `environ`.
+    """The settings in `environ`. Raises ConfigFault with every fault that `read` finds."""
+    config, faults = read(environ)
+    if faults:
+        raise ConfigFault(faults)
+    return config
 
-    An empty value counts as unset. Raises ConfigFault with one sentence for each fault: its
-    name, the value, and what would be accepted. Touches no folder, only the token file.
+
+def read(environ: Mapping[str, str]) -> tuple[Config, list[str]]:
+    """The settings in `environ`, with defaults in the place of wrong ones, and the faults.
+
+    An empty value counts as unset. A fault is one sentence: the name, the value, and what would
+    be accepted. Touches no folder, only the token file.
     """
     faults = _unknown_names(environ)
     values: dict[str, Any] = {}
@@ -279,17 +287,11 @@ def load(environ: Mapping[str, str]) -> Config:
     if environ.get("PV_API_TOKEN") and environ.get("PV_API_TOKEN_FILE"):
         faults.append("PV_API_TOKEN and PV_API_TOKEN_FILE are both set: keep one of them")
     config = Config(**values)
-    faults += _contradictions(config)
-    if faults:
-        raise ConfigFault(faults)
-    return config
+    return config, faults + _contradictions(config)
 
 
-def check_folders(config: Config) -> None:
-    """Make the folders that are missing and see that each can be written.
-
-    Raises ConfigFault naming each one that cannot.
-    """
+def make_folders(config: Config) -> list[str]:
+    """Make the folders that are missing and see that each can be written; the faults."""
     names = {setting.field: setting.name for setting in SETTINGS}
     faults = []
     for short, folder in config.roots.items():
@@ -301,8 +303,7 @@ def check_folders(config: Config) -> None:
             continue
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             faults.append(f"{name}={folder} is not writable for this user")
-    if faults:
-        raise ConfigFault(faults)
+    return faults
 
 
 def describe() -> str:

@@ -113,7 +113,7 @@ class NotImplementedHere(ValetError):
 
 
 class Busy(ValetError):
-    """Too many connections or streams; the client may come back."""
+    """Too many connections; the client may come back."""
 
     status, title = 503, "Service Unavailable"
 

@@ -110,6 +110,10 @@ class Followers:
                     self._serve(feed)
                 except OSError as error:  # no descriptor, no folder: the next look may find it
                     self._complain(feed, error)
+                except Exception as error:  # noqa: BLE001 - one log must not end all streams
+                    self._complain(feed, error)
+                    for follower in list(feed.followers):
+                        self._drop(follower)
         self._admit()
         for feed in list(self._feeds.values()):
             for follower in list(feed.followers):
@@ -145,7 +149,7 @@ class Followers:
             elif now - follower.last_sent > KEEP_ALIVE:
                 self._send(follower, memoryview(b": keep-alive\n\n"))
 
-    def _complain(self, feed: _Feed, error: OSError) -> None:
+    def _complain(self, feed: _Feed, error: Exception) -> None:
         if not feed.troubled:
             self._journal.error(f"the log of job {feed.job_id} cannot be followed: {error}")
         feed.troubled = True

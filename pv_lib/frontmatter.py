@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 _BOM = b"\xef\xbb\xbf"
-_KEY = re.compile(rb"[ \t]+([A-Za-z_][A-Za-z0-9_-]*):(?:[ \t]+(.*?))?[ \t]*\r?\n?")
+_KEY = re.compile(rb"[ \t]+([A-Za-z_][A-Za-z0-9_-]*):(?:[ \t](.*)|\r?)\n?")
 _BLOCK_START = re.compile(rb"pv:[ \t]*(?:#.*)?\r?\n?")
 _PLAIN = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_./+@:-]*")
 _NOT_PLAIN = frozenset({"true", "false", "null", "yes", "no", "on", "off"})
@@ -22,7 +22,7 @@ def read(data: bytes) -> dict[str, str]:
     """The scalars of the `pv:` block, as text; empty without front matter or block."""
     lines = _split(data)[1]
     first, last = _block(lines)
-    indent = _indent(lines[first]) if first < last else b""
+    indent = _base(lines[first:last])
     return {
         name: _scalar(value)
         for line in lines[first:last]
@@ -31,8 +31,10 @@ def read(data: bytes) -> dict[str, str]:
     }
 
 
-def write(data: bytes, keys: Mapping[str, str | int | float]) -> bytes:
+def write(data: bytes, keys: Mapping[str, str | int | float], owned: Collection[str] = ()) -> bytes:
     """`data` with `keys` in its `pv:` block: replaced, or added; a new block where there is none.
+
+    Keys in `owned` that are not given are taken out.
 
     The block comes last in the text's own front matter, or on top of a text without. Every other
     byte stays. New lines end as the file's first line does.
@@ -43,7 +45,7 @@ def write(data: bytes, keys: Mapping[str, str | int | float]) -> bytes:
     top = lines[0] if lines else body.partition(b"\n")[0] + b"\n"
     newline = b"\r\n" if top.endswith(b"\r\n") else b"\n"
     first, last = _block(lines)
-    indent = _indent(lines[first]) if first < last else b"  "
+    indent = _base(lines[first:last])
     fresh = [indent + f"{key}: {_quoted(value)}".encode() + newline for key, value in keys.items()]
     if not lines:
         return b"".join([bom, b"---", newline, b"pv:", newline, *fresh, b"---", newline, body])
@@ -52,7 +54,8 @@ def write(data: bytes, keys: Mapping[str, str | int | float]) -> bytes:
     kept = [
         line
         for line in lines[first:last]
-        if _indent(line) != indent or not any(name in keys for name, _ in _pair(line))
+        if _indent(line) != indent
+        or not any(name in keys or name in owned for name, _ in _pair(line))
     ]
     return b"".join([bom, *lines[:first], *fresh, *kept, *lines[last:], body])
 
@@ -109,10 +112,17 @@ def _indent(line: bytes) -> bytes:
     return line[: len(line) - len(line.lstrip(b" \t"))]
 
 
+def _base(block: list[bytes]) -> bytes:
+    """How far the block's own keys are indented; lines that are deeper hang below one."""
+    return next((_indent(line) for line in block if _pair(line)), b"  ")
+
+
 def _pair(line: bytes) -> list[tuple[str, str]]:
     """The line's key and raw value, or nothing."""
     match = _KEY.fullmatch(line)
-    return [(match[1].decode(), (match[2] or b"").decode("utf-8", "replace"))] if match else []
+    return (
+        [(match[1].decode(), (match[2] or b"").decode("utf-8", "replace").strip())] if match else []
+    )
 
 
 def _scalar(text: str) -> str:

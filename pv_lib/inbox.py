@@ -26,7 +26,7 @@ QUEUED, CLAIMED = ".prompt.md", ".running.md"
 ARCHIVED = {State.SUCCEEDED: ".done.md", State.FAILED: ".error.md", State.ABORTED: ".aborted.md"}
 _ID_SUFFIX = re.compile(r"(?P<stem>.*)-(?P<id>[0-9a-f]{32})")
 _SUFFIXES = (QUEUED, CLAIMED, *ARCHIVED.values(), ".md")
-_STEM_BYTES = 160  # with id, suffix and a temp's dot well under the 255 bytes of a name
+STEM_BYTES = 160  # with id, suffix and a temp's dot well under the 255 bytes of a name
 _MAX_DEPTH = 32
 
 
@@ -74,6 +74,15 @@ class Inbox:
         """Where a submission with this id is queued."""
         name = f"{tidy_stem(filename)}-{job_id}{QUEUED}"
         return self.root.joinpath(*repo.split("/"), *branch.split("/"), name)
+
+    def place(self, inbox_path: str | None) -> Path:
+        """A record's inbox_path if it lies in the inbox; else a path there where nothing is.
+
+        Records can come from other hands: no file outside may be claimed or read for them.
+        """
+        path = Path(inbox_path or "")
+        inside = self.root in path.parents and ".." not in path.parts
+        return path if inside else self.root / ".nowhere"
 
     def drop(self, prompts: Iterable[tuple[Path, bytes]]) -> None:
         """Queue new files durably, all or (on an error: OSError) none.
@@ -147,9 +156,15 @@ class Inbox:
         return target
 
     def claim(self, path: Path) -> Path:
-        """Take a queued file for running. FileNotFoundError: it was withdrawn just now."""
+        """Take a queued file for running. FileNotFoundError: it was withdrawn just now.
+
+        One that was claimed before, its folder not yet synced, is claimed.
+        """
         target = path.with_name(path.name.removesuffix(QUEUED) + CLAIMED)
-        files.rename(path, target)
+        if path == target or (target.exists() and not path.exists()):
+            files.sync_folder(target.parent)
+        else:
+            files.rename(path, target)
         return target
 
     def archive(self, path: Path, state: State) -> Path:
@@ -204,4 +219,4 @@ def tidy_stem(filename: str) -> str:
     stem = filename.removesuffix(".md").removesuffix(".prompt")
     text = stem.encode("utf-8", "replace").decode()
     text = "".join(c if c.isprintable() and c != "/" else "_" for c in text).lstrip(".") or "prompt"
-    return text.encode()[:_STEM_BYTES].decode("utf-8", "ignore")
+    return text.encode()[:STEM_BYTES].decode("utf-8", "ignore")

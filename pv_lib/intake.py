@@ -7,6 +7,8 @@ rebuild its record (`rebuild`). Nothing here runs a job or speaks HTTP.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import threading
@@ -19,7 +21,7 @@ from typing import Any
 from pv_lib import files, frontmatter, job
 from pv_lib.config import Config
 from pv_lib.errors import Conflict, Invalid, KeyReused, NoRoom, NotFound, TooLarge, ValetError
-from pv_lib.inbox import ARCHIVED, CLAIMED, QUEUED, Inbox, Prompt, tidy_stem
+from pv_lib.inbox import ARCHIVED, CLAIMED, QUEUED, STEM_BYTES, Inbox, Prompt, tidy_stem
 from pv_lib.job import JobIds, Record, State
 from pv_lib.store import Index, Runs
 from pv_lib.workspace import Repos
@@ -27,7 +29,6 @@ from pv_lib.workspace import Repos
 DEFAULT_FILENAME = "prompt.prompt.md"
 MAX_PRIORITY = 1000
 MAX_TIMEOUT = 31_536_000  # a year, in seconds
-_MAX_NAME_BYTES = 160
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,21 @@ class Intake:
         self._check_room()
         records = [self._first_record(submission) for submission in checked]
         drops = [
-            (Path(record.inbox_path or ""), frontmatter.write(submission.text, _keys(record)))
+            (
+                Path(record.inbox_path or ""),
+                frontmatter.write(submission.text, _keys(record), _OWN_KEYS),
+            )
             for record, submission in zip(records, checked, strict=True)
         ]
         try:
             self._inbox.drop(drops)
         except OSError as error:
-            why = f"the prompt could not be stored ({error.strerror}): nothing was queued"
-            raise NoRoom(why) from error
+            kind = NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT) else ValetError
+            what = f"{error.filename or self._inbox.root}: {error.strerror}"
+            raise kind(f"the prompt could not be stored ({what}): nothing was queued") from error
         for record in records:
-            self._record(record)
+            with contextlib.suppress(OSError):  # the watcher can make it from the inbox file
+                self._record(record)
         return records
 
     def submit_once(self, submission: Submission, key: str) -> tuple[Record, bool]:
@@ -98,8 +104,7 @@ class Intake:
         mark = f"{known}.{_fingerprint(submission)}"
         with self._keyed:
             if self._keys is None:
-                marks = ((r.idempotency, r.job_id) for r in self._index.newest_first())
-                self._keys = {mark.partition(".")[0]: job_id for mark, job_id in marks if mark}
+                self._keys = self._known_keys()
             first = self._index.get(self._keys[known]) if known in self._keys else None
             if first and first.idempotency != mark:
                 why = "this Idempotency-Key came before with another request: use a new key"
@@ -109,6 +114,15 @@ class Intake:
             record = self.submit([replace(submission, idempotency=mark)])[0]
             self._keys[known] = record.job_id
             return record, True
+
+    def _known_keys(self) -> dict[str, str]:
+        """The key half of every job's mark, those included that a crash left without a record."""
+        for prompt in self._inbox.scan():
+            known = prompt.job_id is None or self._index.get(prompt.job_id) is not None
+            if not known and not prompt.claimed and self.carries_own_block(prompt):
+                self.rebuild(prompt)
+        marks = ((r.idempotency, r.job_id) for r in self._index.newest_first())
+        return {mark.partition(".")[0]: job_id for mark, job_id in marks if mark}
 
     def retry(self, old: Record) -> Record:
         """Queue the prompt of a terminal job again. Raises Conflict while it is not terminal."""
@@ -156,18 +170,33 @@ class Intake:
             updated_at=job.stamp(now),
         )
         try:
-            data = files.read_regular(prompt.path, 2 * self._config.max_prompt_bytes + 65536)
+            if len(prompt.folders) < 3:
+                raise Invalid("the file must lie in a folder owner/name/branch of the inbox")
+            data = files.read_regular(prompt.path, self._file_limit)
             block = frontmatter.read(data)
             base = base.with_(**_from_block(block, job_id))
             self._check(_as_submission(base, frontmatter.strip(data)))
             if not prompt.claimed and block.get("job_id") != job_id:
-                files.write(prompt.path, frontmatter.write(data, _keys(base)))
+                files.write(prompt.path, frontmatter.write(data, _keys(base), _OWN_KEYS))
         except ValetError as error:
             stamp = job.stamp(now)
             reason = "unknown_target" if isinstance(error, NotFound) else "bad_prompt"
             base = job.advance(base, State.FAILED, stamp, reason=reason, error=error.detail)
         self._record(base)
         return base
+
+    def carries_own_block(self, prompt: Prompt) -> bool:
+        """Whether the file's block names the id in the file's name: then it is ours, and whole."""
+        try:
+            data = files.read_regular(prompt.path, self._file_limit)
+        except (OSError, ValetError):
+            return False
+        return frontmatter.read(data).get("job_id") == prompt.job_id
+
+    @property
+    def _file_limit(self) -> int:
+        """Bytes of the largest prompt with its front matter."""
+        return 2 * self._config.max_prompt_bytes + 65536
 
     def prompt_of(self, record: Record) -> bytes:
         """The prompt as the agent gets it, wherever the job's file is by now.
@@ -177,14 +206,12 @@ class Intake:
         given = self._runs.folder(record.job_id) / "prompt.md"
         if given.is_file():
             return files.read_regular(given, 1 << 30)
-        queued = Path(record.inbox_path or "/")
+        queued = self._inbox.place(record.inbox_path)
         stem = queued.name.removesuffix(QUEUED)
-        places = [queued, queued.with_name(stem + CLAIMED)] if stem else []
-        if stem and self._inbox.root in queued.parents:
-            done = self._inbox.finished / queued.parent.relative_to(self._inbox.root)
-            places += [done / (stem + suffix) for suffix in ARCHIVED.values()]
-        for place in places:
-            if place.is_file():
+        done = self._inbox.finished / queued.parent.relative_to(self._inbox.root)
+        archived = [done / (stem + suffix) for suffix in ARCHIVED.values()]
+        for place in (queued, queued.with_name(stem + CLAIMED), *archived):
+            with contextlib.suppress(OSError):
                 return frontmatter.strip(files.read_regular(place, 1 << 30))
         raise NotFound(f"the prompt of job {record.job_id} is not there any more")
 
@@ -218,7 +245,11 @@ class Intake:
 
     def _check_room(self) -> None:
         for root in (self._inbox.root, self._runs.root):
-            free = free_bytes(root)
+            try:
+                free = free_bytes(root)
+            except OSError as error:
+                why = f"{root} cannot be used ({error.strerror}): nothing was queued"
+                raise ValetError(why) from error
             if free < self._config.min_free_bytes:
                 limit = self._config.min_free_bytes
                 raise NoRoom(
@@ -249,11 +280,7 @@ class Intake:
 
     def _record(self, record: Record) -> None:
         record = record.with_(log_path=str(self._runs.log_path(record.job_id)))
-        try:
-            made = self._runs.create(record)
-        except OSError:
-            return  # the inbox file is durable; the watcher makes the record from it
-        if not made and record.state.terminal:
+        if not self._runs.create(record) and record.state.terminal:
             self._runs.write(record)
 
 
@@ -267,8 +294,9 @@ _BLOCK_TEXTS = ("created_at", "source", "model", "retry_of", "idempotency", "fil
 _BLOCK_NUMBERS: dict[str, Callable[[str], Any]] = {
     "priority": int,
     "attempt": int,
-    "timeout_seconds": float,
+    "timeout_seconds": job.finite,
 }
+_OWN_KEYS = frozenset({"job_id", "repo", "branch", *_BLOCK_TEXTS, *_BLOCK_NUMBERS})
 
 
 def _keys(record: Record) -> dict[str, str | int | float]:
@@ -290,7 +318,9 @@ def _from_block(block: dict[str, str], job_id: str) -> dict[str, Any]:
             try:
                 fields[name] = parse(block[name])
             except ValueError:
-                raise Invalid.of([(name, f"{block[name]!r} is not a number")]) from None
+                fields[name] = None
+            if fields[name] is None:
+                raise Invalid.of([(name, f"{block[name][:100]!r} is not a number")])
     return fields
 
 
@@ -313,8 +343,9 @@ def _filename_fault(name: str) -> str | None:
         return "must not begin with a dot"
     if not name.endswith(".md"):
         return "must end in .md"
-    if len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
-        return f"must not be longer than {_MAX_NAME_BYTES} bytes"
+    stem = name.removesuffix(".md").removesuffix(".prompt")
+    if len(stem.encode("utf-8", "replace")) > STEM_BYTES:
+        return f"must not be longer than {STEM_BYTES} bytes before its .md"
     return None
 
 

@@ -152,7 +152,7 @@ def decode(data: bytes, job_id: str) -> Record:
     folder's name is the id. Raises BadRecord when it is no JSON object with a known state.
     """
     try:
-        plain = json.loads(data, parse_float=_finite, parse_constant=lambda _: None)
+        plain = json.loads(data, parse_float=finite, parse_constant=lambda _: None)
         state = State(plain["state"])
     except (ValueError, TypeError, KeyError, RecursionError):
         raise BadRecord(f"job {job_id}: job.json is not a record with a known state") from None
@@ -171,8 +171,8 @@ def split_repo(repo: str) -> dict[str, str | None]:
     return {"repo": repo, "git_owner": owner or None, "repo_name": name}
 
 
-def _finite(text: str) -> float | None:
-    """A number from foreign JSON; 1e999 would be one that JSON cannot say again."""
+def finite(text: str) -> float | None:
+    """A number somebody wrote; None for 1e999 and NaN, which JSON cannot say. May ValueError."""
     value = float(text)
     return value if math.isfinite(value) else None
 

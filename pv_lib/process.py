@@ -15,6 +15,7 @@ The agent's three streams are files, so it works on when the server dies. The lo
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import shutil
@@ -26,9 +27,10 @@ from enum import Enum
 from pathlib import Path
 
 from pv_lib import files
-from pv_lib.errors import JobFailed
+from pv_lib.errors import JobFailed, ValetError
 
 MARKER = "PV_JOB_ID"
+_PR_SET_PDEATHSIG = 1
 # `trap :` rather than `trap ''`: an ignored signal would be inherited by the agent.
 _WRAPPER = """\
 trap : INT TERM HUP
@@ -63,7 +65,7 @@ def trace(run: Path) -> Trace:
             return Trace.ALIVE
         if (run / "agent.pid").exists() or (run / "agent.exit").exists():
             return Trace.OVER
-        return Trace.NEVER if os.read(fd, 100).decode() == _boot_id() else Trace.OVER
+        return Trace.NEVER if os.read(fd, 100) == _boot_id() else Trace.OVER
     finally:
         os.close(fd)
 
@@ -128,13 +130,11 @@ def spawn(
     Raises JobFailed (`spawn_failed`) when the system cannot start a process.
     """
     lock = run / "agent.lock"
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    fd = -1
     try:
+        files.write(lock, _boot_id())  # whole or not at all: an empty one would look like a loss
+        fd = os.open(lock, os.O_RDWR)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        os.write(fd, _boot_id().encode())
-        os.fsync(fd)
-        files.sync_folder(run)
         with (run / "codex.jsonl").open("ab") as output:
             child = subprocess.Popen(
                 ["/bin/sh", "-c", _WRAPPER, f"pv-job-{job_id}", str(run), *argv],
@@ -148,7 +148,8 @@ def spawn(
     except OSError as error:
         raise JobFailed("spawn_failed", f"the agent could not be started: {error}") from error
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
     return Agent(run, job_id, child)
 
 
@@ -170,6 +171,22 @@ def find_program(name: str, path: str | None) -> str:
 def adopt(run: Path, job_id: str) -> Agent:
     """The agent that an earlier server started for this run folder."""
     return Agent(run, job_id, None)
+
+
+def die_with_runuser() -> None:
+    """Where runuser started us, ask for SIGTERM when it dies.
+
+    Killed itself, it would leave this server beside the next one, for good.
+    """
+    parent = os.getppid()
+    try:
+        name = Path(f"/proc/{parent}/comm").read_text().strip()
+    except OSError:
+        return
+    if name == "runuser":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died just before
+            raise ValetError("runuser is gone: nobody would ever stop this server")
 
 
 def carriers(job_id: str) -> list[int]:
@@ -211,8 +228,8 @@ def _held(fd: int) -> bool:
     return False  # closing fd frees it again
 
 
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def _boot_id() -> bytes:
+    return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
 
 
 def _carries(pid: int, job_id: str) -> bool:

@@ -75,9 +75,11 @@ class Runner:
         self._leave.set()
 
     def run(self) -> None:
-        """See the job to its end. Raises nothing; whatever fails becomes the job's verdict."""
+        """See the job to its end, or let go of it; whatever fails becomes the job's verdict."""
         job_id = self._record.job_id
         try:
+            if not self._run.exists():
+                raise _FolderGone
             verdict, exit_code = self._live()
         except _Left:
             return
@@ -105,10 +107,14 @@ class Runner:
         else:
             agent = process.adopt(self._run, self._record.job_id)
             self._house.journal.info(f"job {self._record.job_id}: adopted")
+            if self._record.reason in ("timeout", "log_limit"):  # the ending had begun
+                self._ending = Verdict(State.FAILED, self._record.reason, self._record.error)
         self._attend(agent)
-        process.end_carriers(self._record.job_id, _SWEEP_GRACE)
         exit_code = agent.exit_code()
-        return self._ending or codex.judge(self._seen, exit_code), exit_code
+        verdict = self._ending or codex.judge(self._seen, exit_code)
+        if verdict.state is State.FAILED and self._ending is None and self._abort_asked():
+            verdict = self._abort_verdict()  # asked for, and over before we looked
+        return verdict, exit_code
 
     def _start(self) -> Agent | None:
         """From claimed to started; None when an ABORT came first."""
@@ -131,11 +137,9 @@ class Runner:
         return agent
 
     def _begin(self) -> None:
-        now = self._now()
-        model = self._record.model or self._house.config.codex_model
         if self._record.state is State.CREATED:
-            self._record = job.advance(self._record, State.RUNNING, now)
-        self._change(phase="preparing", model=model)
+            self._record = job.advance(self._record, State.RUNNING, self._now())
+        self._change(phase="preparing")
         self._save(durable=True)
 
     def _write_prompt(self) -> None:
@@ -149,7 +153,14 @@ class Runner:
             data = files.read_regular(self._prompt, limit)
         except (OSError, ValetError) as error:
             raise JobFailed("bad_prompt", f"the prompt could not be read: {error}") from error
-        files.write(target, frontmatter.strip(data), durable=False)
+        text = frontmatter.strip(data)
+        try:
+            blank = not text.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise JobFailed("bad_prompt", "the prompt is not UTF-8 any more") from None
+        if blank:
+            raise JobFailed("bad_prompt", "the prompt was edited and is blank now")
+        files.write(target, text, durable=False)
 
     def _attend(self, agent: Agent) -> None:
         """Until the agent is over: its output into the log, its news into the record."""
@@ -161,37 +172,44 @@ class Runner:
         with raw, log:
             raw.seek(0)
             pipe = _Pipe(raw, log, self._seen, log.tell())
-            timing = _Timing(self._house, self._record, self._run)
+            timing = _Timing(self._house, self._record)
             while True:
                 over = not agent.alive()  # asked before the read: what came before is all there
                 pipe.pump(_READ)
                 if over:
                     break
-                self._look_around(agent, timing, pipe.taken)
+                self._look_around(agent, timing, pipe.size)
                 self._note()
                 if self._leave.wait(TICK):
                     self._save()
                     raise _Left
+            # Whoever is left could write for ever: end them before the rest is read.
+            process.end_carriers(self._record.job_id, _SWEEP_GRACE)
             pipe.drain()
-            while pipe.unwritten and not self._leave.wait(1):  # a full disk: wait for room
+            while pipe.unwritten:  # a full disk: wait for room
+                if self._leave.wait(1):
+                    raise _Left
                 pipe.flush()
                 self._note()
 
-    def _look_around(self, agent: Agent, timing: _Timing, taken: int) -> None:
+    def _look_around(self, agent: Agent, timing: _Timing, size: int) -> None:
         config = self._house.config
         if self._ending is None:
-            self._ending = self._reason_to_end(timing, taken)
+            self._ending = self._reason_to_end(timing, size)
+            if self._ending and self._ending.state is State.FAILED:  # for the next server
+                self._change(reason=self._ending.reason, error=self._ending.error)
+                self._save()
         if self._ending is not None:
             timing.push(agent, self._record.job_id, config.abort_grace_seconds)
 
-    def _reason_to_end(self, timing: _Timing, taken: int) -> Verdict | None:
+    def _reason_to_end(self, timing: _Timing, size: int) -> Verdict | None:
         limit = self._house.config.max_log_bytes
         if self._abort_asked():
             return self._abort_verdict()
         if timing.timed_out:
             why = f"the agent was ended after its {timing.timeout:g} s"
             return Verdict(State.FAILED, "timeout", why)
-        if taken > limit:
+        if size > limit:
             why = f"the agent was ended: it wrote more than PV_MAX_LOG_BYTES={limit}"
             return Verdict(State.FAILED, "log_limit", why)
         if self._seen.turn and timing.turn_over(self._house.config.abort_grace_seconds):
@@ -217,8 +235,8 @@ class Runner:
         if now >= self._next_beat:
             self._next_beat = now + self._house.config.heartbeat_seconds
             self._change(heartbeat_at=self._now())
-            self._save()
-        elif now >= self._next_save:
+            self._next_save = now
+        if now >= self._next_save:
             self._save()
 
     def _change(self, **changes: Any) -> None:
@@ -262,7 +280,7 @@ class Runner:
                     files.write(message, seen.message.encode("utf-8", "replace"))
                 self._save(durable=True)
                 break
-            except _FolderGone:
+            except (_FolderGone, FileNotFoundError):
                 break
             except OSError as error:
                 why = f"its end could not be recorded ({error.strerror}); trying again"
@@ -292,22 +310,26 @@ class _Pipe:
     def __init__(self, raw: Any, log: Any, seen: Transcript, written: int) -> None:
         self._raw, self._log, self._seen = raw, log, seen
         self._skip = written
-        self.taken = 0  # bytes of raw output so far
         self.unwritten = b""  # what a full disk kept from the log
 
     def pump(self, limit: int) -> int:
         """Carry over what is new, about `limit` bytes at most; how many it read."""
         done = 0
-        while done < limit and (data := os.read(self._raw.fileno(), 1 << 20)):
+        while done < limit and (data := os.read(self._raw.fileno(), min(limit - done, 1 << 20))):
             done += len(data)
             self._write(self._seen.feed(data))
-        self.taken += done
         return done
 
+    @property
+    def size(self) -> int:
+        """Bytes of raw output on the disk."""
+        return os.fstat(self._raw.fileno()).st_size
+
     def drain(self) -> None:
-        """Carry over all that is left, the agent being over."""
-        while self.pump(_READ):
-            pass
+        """Carry over what is left now, the agent being over."""
+        left = self.size - self._raw.tell()
+        while left > 0 and (done := self.pump(left)):
+            left -= done
         self._write(self._seen.finish())
 
     def flush(self) -> None:
@@ -326,7 +348,7 @@ class _Pipe:
 class _Timing:
     """How long the job may take, and how far its ending has come. Monotonic seconds inside."""
 
-    def __init__(self, house: House, record: Record, run: Path) -> None:
+    def __init__(self, house: House, record: Record) -> None:
         limits = [house.config.job_timeout_seconds, record.timeout_seconds or 0]
         self.timeout = min((limit for limit in limits if limit > 0), default=0.0)
         began = job.seconds_of(record.started_at)

@@ -10,6 +10,7 @@ import hmac
 import json
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -149,7 +150,8 @@ class Server(ThreadingHTTPServer):
                 self.connections -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that ended in the middle is the client's business."""
+        """Only a defect of ours comes here: connections that break are the clients' business."""
+        self.journal.error(f"a connection: unexpected {sys.exc_info()[1]!r}")
 
 
 class _Gone(Exception):

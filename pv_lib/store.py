@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pv_lib import files, job
-from pv_lib.errors import BadRecord, NotFound
+from pv_lib.errors import BadRecord, Invalid, NotFound, TooLarge, ValetError
 from pv_lib.job import JOB_ID, Record, State
 
 RECORD_LIMIT = 4 << 20
@@ -43,6 +43,18 @@ class Runs:
     def watcher_lock(self) -> Path:
         """Held by the one watcher of this runs root; its mtime is the watcher's heartbeat."""
         return self.root / ".watcher.lock"
+
+    @property
+    def watcher_notes(self) -> Path:
+        """What the watcher cannot do and why, a line each; the status shows them."""
+        return self.root / ".watcher.notes"
+
+    def watcher_complaints(self) -> list[str]:
+        """What the watcher says it cannot do."""
+        try:
+            return files.read_regular(self.watcher_notes, 1 << 20).decode().splitlines()
+        except (OSError, ValetError, UnicodeDecodeError):
+            return []
 
     def watcher_beat(self) -> float | None:
         """Unix time of the watcher's last poll; None when there never was one."""
@@ -83,11 +95,13 @@ class Runs:
         files.write(self.record_path(record.job_id), job.encode(record), durable=durable)
 
     def read(self, job_id: str) -> Record | None:
-        """The job's record from the disk; None without one. Raises BadRecord."""
+        """The job's record from the disk; None without one. Raises BadRecord and OSError."""
         try:
             return job.decode(files.read_regular(self.record_path(job_id), RECORD_LIMIT), job_id)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except (Invalid, TooLarge) as error:
+            raise BadRecord(f"job {job_id}: {error.detail}") from error
 
     def mark_abort(self, job_id: str, state: State, now: float) -> AbortMark:
         """Put the job's ABORT marker down durably, or find the one that is there.
@@ -103,9 +117,11 @@ class Runs:
     def abort_mark(self, job_id: str) -> AbortMark | None:
         """The job's ABORT marker; one made by hand (`touch`) speaks by its mtime."""
         path = self.root / job_id / "ABORT"
+        words: list[str] = []
         try:
-            info = path.stat()
-            words = path.read_text("utf-8", "replace").split()
+            info = os.lstat(path)
+            with contextlib.suppress(ValetError):  # a link or FIFO: that it is there is enough
+                words = files.read_regular(path, 200).decode("utf-8", "replace").split()
         except OSError:
             return None
         if len(words) == 2 and job.seconds_of(words[0]) is not None:
@@ -179,11 +195,15 @@ class Index:
             return [entry.problem for entry in entries if entry and entry.problem]
 
     def _refresh(self) -> None:
-        info = self.runs.root.stat()
-        if info.st_mtime_ns != self._folder_mtime:
-            self._rescan()
-            settled = time.time_ns() - info.st_mtime_ns > _SETTLE_NS
-            self._folder_mtime = info.st_mtime_ns if settled else 0
+        try:
+            mtime = self.runs.root.stat().st_mtime_ns
+            if mtime != self._folder_mtime:
+                self._rescan()
+                settled = time.time_ns() - mtime > _SETTLE_NS
+                self._folder_mtime = mtime if settled else 0
+        except FileNotFoundError:  # the folder itself is gone: the status says so
+            for job_id in list(self._entries):
+                self._forget(job_id)
         # Running ones last: else one that ended while we looked would still count as running
         # beside the one that took its place.
         running = {job_id for job_id in self._live if self._is_running(job_id)}
@@ -211,20 +231,25 @@ class Index:
         try:
             info = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
+            if job_id in self._entries:  # perhaps the folder is still there
+                self._bare.add(job_id)
             self._forget(job_id)
             return None
+        except OSError as error:
+            return self._keep(job_id, Entry((0, 0, 0), None, f"job {job_id}: {error}"))
         signature = (info.st_ino, info.st_mtime_ns, info.st_size)
         known = self._entries.get(job_id)
         if known and known.signature == signature:
             return known
         try:
             entry = Entry(signature, self.runs.read(job_id))
-        except (BadRecord, OSError) as error:
-            entry = Entry(signature, None, str(error))
-        self._keep(job_id, entry)
-        return entry
+        except BadRecord as error:
+            entry = Entry(signature, None, error.detail)
+        except OSError as error:
+            entry = Entry(signature, None, f"job {job_id}: {error}")
+        return self._keep(job_id, entry)
 
-    def _keep(self, job_id: str, entry: Entry) -> None:
+    def _keep(self, job_id: str, entry: Entry) -> Entry:
         self._bare.discard(job_id)
         known = self._entries.get(job_id)
         if known is None:
@@ -238,6 +263,7 @@ class Index:
             self._live.discard(job_id)
         else:
             self._live.add(job_id)
+        return entry
 
     def _forget(self, job_id: str) -> None:
         entry = self._entries.pop(job_id, None)

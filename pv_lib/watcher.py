@@ -1,8 +1,8 @@
 """The polling thread: see what is in the inbox, claim when a slot is free, give each job a runner.
 
-It never waits for git, an agent or a fsync that belongs to a job; those have the runner's thread.
-It is the one writer of records that are still `created`. One watcher per runs root, by a held
-lock. Whatever a crash left behind is met again here: see `_meet`.
+It never waits for an agent or for what belongs to a running job; that has the runner's thread. It
+is the one writer of records that are still `created`. One watcher per runs root, by a held lock.
+Whatever a crash left behind is met again here: see `_recover`, `_is_ours` and `_meet`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from pv_lib import job, process
+from pv_lib import files, job, process
 from pv_lib.errors import BadRecord, WatcherHeld
 from pv_lib.inbox import Prompt
 from pv_lib.intake import Intake, free_bytes
@@ -27,15 +27,15 @@ from pv_lib.runner import House, Runner
 from pv_lib.store import Index
 
 _SETTLE_INTERVALS = 1.5  # poll intervals a dropped file must hold still
+_SEARCH_SECONDS = 60.0  # how often every live record is held against the inbox
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A job in the queue. `claimed`: a server died between claim and start."""
+    """A job in the queue, and where its prompt is; claimed already where a server died then."""
 
     record: Record
     path: Path
-    claimed: bool
 
 
 class Watcher:
@@ -46,14 +46,16 @@ class Watcher:
         self._intake = intake
         self._index = index
         self._wakes: queue.SimpleQueue[Path | str | None] = queue.SimpleQueue()
-        self._stop = threading.Event()
         self._waiting: dict[str, _Waiting] = {}
         self._missing: set[str] = set()  # queued jobs whose file the last scan did not find
-        self._complaints: set[str] = set()  # what has been said once
+        self._notes: set[str] = set()  # what cannot be done at present
+        self._told: set[str] = set()  # of it, what the journal and the status have been told
+        self._next_search = 0.0  # when to look for queued records without a file
+        self._changed = threading.Condition()  # guards the four below; told when a job ends
+        self._stopping = False
         self._active: dict[str, Runner] = {}
         self._threads: dict[str, threading.Thread] = {}
         self._busy: dict[str, str] = {}  # checkout -> the job in it
-        self._changed = threading.Condition()  # guards the three above; told when a job ends
         self._lock_fd = -1
 
     def acquire(self) -> None:
@@ -78,38 +80,43 @@ class Watcher:
 
     def run(self) -> None:
         """The thread: adopt, then poll until `stop`."""
-        self._recover()
+        recovered = False
         next_poll = 0.0
-        while not self._stop.is_set():
+        while not self._is_stopping():
             try:
+                if not recovered:
+                    self._recover()
+                    recovered = True
                 if time.monotonic() >= next_poll:
                     self._poll()
                     interval = self._house.config.poll_interval_seconds
-                    next_poll = time.monotonic() + interval / (4 if self._unsettled else 1)
+                    quick = self._house.inbox.unsettled
+                    next_poll = time.monotonic() + interval / (4 if quick else 1)
                 self._dispatch()
-                self._await_wake(next_poll)
             except OSError as error:
-                self._house.journal.error(f"watcher: {error}; trying again")
-                self._stop.wait(self._house.config.poll_interval_seconds)
+                self._note(f"the watcher cannot work: {error}")
+                next_poll = time.monotonic() + self._house.config.poll_interval_seconds
+            self._tell_notes()
+            self._await_wake(next_poll)
 
     def stop(self) -> None:
         """Claim nothing more and let go of every job; their agents go on."""
-        self._stop.set()
-        self.wake()
         with self._changed:
+            self._stopping = True
             runners = list(self._active.values())
             threads = list(self._threads.values())
+        self.wake()
         for runner in runners:
             runner.leave()
         for thread in threads:
             thread.join(timeout=1)
 
     def abort_running(self) -> list[str]:
-        """Ask every running job to end, and claim nothing more; their ids."""
-        self._stop.set()
-        self.wake()
+        """Ask every running job to end, and start nothing more; their ids."""
         with self._changed:
+            self._stopping = True
             ids = sorted(self._active)
+        self.wake()
         for job_id in ids:
             with contextlib.suppress(OSError):
                 self._house.runs.mark_abort(job_id, State.RUNNING, self._house.clock())
@@ -120,30 +127,39 @@ class Watcher:
         with self._changed:
             return self._changed.wait_for(lambda: not self._active, timeout)
 
-    @property
-    def _unsettled(self) -> bool:
-        return self._house.inbox.unsettled
+    def _is_stopping(self) -> bool:
+        with self._changed:
+            return self._stopping
+
+    def _is_active(self, job_id: str) -> bool:
+        with self._changed:
+            return job_id in self._active
 
     def _recover(self) -> None:
-        """What an earlier server left: running jobs first, so that their logs go on at once."""
-        try:
-            prompts = {p.job_id: p for p in self._house.inbox.scan() if p.job_id}
-            for record in self._index.live():
-                if record.state is not State.RUNNING:
-                    continue
-                prompt = prompts.get(record.job_id)
-                path = prompt.path if prompt else None
-                if process.trace(self._house.runs.folder(record.job_id)) is not Trace.NEVER:
-                    self._start(record, path)
-                elif path is not None:
-                    self._waiting[record.job_id] = _Waiting(record, path, claimed=True)
-                else:
-                    self._start(record, None)
-            for prompt in prompts.values():
-                if prompt.claimed and prompt.job_id not in self._active:
-                    self._try(self._meet, prompt)
-        except OSError as error:
-            self._house.journal.error(f"watcher: recovery is incomplete: {error}")
+        """What an earlier server left: running jobs first, so that their logs go on at once.
+
+        Nothing is dispatched before this is through: a living agent's checkout must count as
+        busy.
+        """
+        scanned = self._house.inbox.scan()
+        prompts = {p.job_id: p for p in sorted(scanned, key=lambda p: p.claimed) if p.job_id}
+        for record in self._index.live():
+            if record.state is not State.RUNNING or self._is_active(record.job_id):
+                continue
+            prompt = prompts.get(record.job_id)
+            if process.trace(self._house.runs.folder(record.job_id)) is not Trace.NEVER:
+                self._start(record, prompt.path if prompt else None)
+            else:
+                path = prompt.path if prompt else self._house.inbox.place(record.inbox_path)
+                self._waiting[record.job_id] = _Waiting(record, path)
+        self._meet_claimed(scanned)
+
+    def _meet_claimed(self, prompts: list[Prompt]) -> None:
+        """Claimed files that nobody is at work on: a crash, or an archive that did not succeed."""
+        for prompt in prompts:
+            job_id = prompt.job_id or ""
+            if prompt.claimed and job_id not in self._waiting and not self._is_active(job_id):
+                self._try(self._meet, prompt)
 
     def _await_wake(self, until: float) -> None:
         """Sleep until the next poll, or act on what woke us."""
@@ -152,27 +168,33 @@ class Watcher:
             while True:
                 if isinstance(hint, Path):
                     prompt = self._house.inbox.look_at(hint)
-                    if prompt and prompt.job_id and not prompt.claimed:
+                    if prompt and not prompt.claimed and self._is_ours(prompt):
                         self._try(self._meet, prompt)
+                    elif prompt is None:  # deleted this quickly: its record must not stay behind
+                        self._next_search = 0.0
                 elif hint is not None and hint in self._waiting:
-                    self._heed_abort(self._waiting[hint])
+                    self._try_job(self._heed_abort, self._waiting[hint])
                 hint = self._wakes.get_nowait()
 
     def _poll(self) -> None:
+        self._notes.clear()
         os.utime(self._lock_fd)
-        prompts = self._house.inbox.scan()
-        seen = {prompt.job_id for prompt in prompts if prompt.job_id}
+        scanned = self._house.inbox.scan()
+        self._meet_claimed(scanned)
+        prompts = [prompt for prompt in scanned if not prompt.claimed]
+        ours = {prompt.path for prompt in prompts if self._is_ours(prompt)}
         for prompt in prompts:
-            if prompt.job_id and not prompt.claimed:
+            if prompt.path in ours:
                 self._try(self._meet, prompt)
         still = _SETTLE_INTERVALS * self._house.config.poll_interval_seconds
-        drops = (prompt for prompt in prompts if prompt.job_id is None)
+        drops = (prompt for prompt in prompts if prompt.path not in ours)
         clock = (time.monotonic(), self._house.clock())
         for prompt in self._house.inbox.settled(drops, *clock, still):
             self._try(self._take, prompt)
-        self._miss(seen)
+        self._search()
+        self._miss()
         for waiting in list(self._waiting.values()):
-            self._heed_abort(waiting)
+            self._try_job(self._heed_abort, waiting)
 
     def _try(self, step: Callable[[Prompt], None], prompt: Prompt) -> None:
         """One file that cannot be read or moved must not hold up the others."""
@@ -181,40 +203,72 @@ class Watcher:
         except FileNotFoundError:
             return  # gone between the scan and now
         except OSError as error:
-            self._complain(f"{prompt.path} cannot be taken: {error.strerror}")
+            self._note(f"{prompt.path} cannot be taken: {error.strerror}")
+
+    def _try_job(self, step: Callable[[_Waiting], None], waiting: _Waiting) -> None:
+        """One job that cannot be handled must not hold up the others."""
+        try:
+            step(waiting)
+        except FileNotFoundError:
+            return  # withdrawn or moved just now: the next poll tells
+        except OSError as error:
+            self._note(f"job {waiting.record.job_id} must wait: {error}")
 
     def _take(self, prompt: Prompt) -> None:
-        record, path = self._intake.take(prompt)
-        self._enqueue(record, path, claimed=False)
+        self._enqueue(*self._intake.take(prompt))
+
+    def _is_ours(self, prompt: Prompt) -> bool:
+        """Whether an unclaimed file is a queued one; else somebody dropped it.
+
+        Everything that only looks like ours is a drop: a copy of a live job's file, an ended
+        job's file put back, a name that happens to end in 32 hex digits.
+        """
+        job_id = prompt.job_id
+        if job_id is None or self._is_active(job_id):
+            return False
+        known = self._waiting.get(job_id)
+        if known:
+            return known.path == prompt.path or not known.path.exists()
+        try:
+            record = self._house.runs.read(job_id)
+        except (BadRecord, OSError):
+            record = None
+        if record is None:
+            return self._intake.carries_own_block(prompt)
+        if record.state.terminal:  # a crash between record and archive, of one never started
+            return record.started_at is None and record.reason != "withdrawn"
+        return record.state is State.CREATED
 
     def _meet(self, prompt: Prompt) -> None:
-        """A file that carries an id: queue it, or clear up what a crash left of it.
+        """A file of ours: queue it, or clear up what a crash left of it.
 
         record      file      what happened                          what is done
-        none        queued    crash between drop and record          rebuild, queue
-        none        claimed   its run folder was deleted             ends failed, `lost`
+        none        queued    crash between file and record          rebuild, queue
+        none        claimed   its run folder was deleted             end the agent, archive
+        garbage     claimed   somebody else wrote into it            rebuild, adopt
         created     queued    the usual                              queue
         created     claimed   crash between claim and start          queue, claimed already
-        running     claimed   as above, or the agent lives           met by _recover
-        any live    queued    a copy of a live job's file            a job of its own
-        withdrawn   queued    a person put the file back             a job of its own
         terminal    any       crash between record and archive       archive
         """
         job_id = prompt.job_id or ""
         known = self._waiting.get(job_id)
-        if known and (known.path == prompt.path or not known.path.exists()):
-            self._waiting[job_id] = replace(known, path=prompt.path)
+        if known:
+            if known.path != prompt.path:
+                self._waiting[job_id] = _Waiting(self._moved(known.record, prompt), prompt.path)
             return
-        if known or job_id in self._active:
-            self._take(prompt)
+        folder = self._house.runs.folder(job_id)
+        if prompt.claimed and not folder.exists():
+            self._start(Record(job_id, repo=prompt.repo), prompt.path)
             return
         record = self._record_of(prompt)
-        if record.state.terminal and record.reason != "withdrawn":
-            self._put_away(prompt.path, record)
-        elif record.state is State.CREATED:
-            self._enqueue(record, prompt.path, claimed=prompt.claimed)
-        elif not prompt.claimed:
-            self._take(prompt)
+        if prompt.claimed and process.trace(folder) is not Trace.NEVER:
+            if record.state is State.CREATED:
+                now = job.stamp(self._house.clock())
+                record = job.advance(record, State.RUNNING, now)
+            if not record.state.terminal:
+                self._start(record, prompt.path)
+                return
+        self._enqueue(record, prompt.path)
 
     def _record_of(self, prompt: Prompt) -> Record:
         job_id = prompt.job_id or ""
@@ -224,51 +278,57 @@ class Watcher:
             self._house.journal.warn(f"{error.detail}; making it anew from {prompt.path}")
             self._house.runs.record_path(job_id).unlink(missing_ok=True)
             record = None
-        if record is not None:
+        return record or self._intake.rebuild(prompt)
+
+    def _moved(self, record: Record, prompt: Prompt) -> Record:
+        """The record of a queued file that a person moved: the folders are the truth."""
+        if (record.repo, record.branch) == (prompt.repo, prompt.branch):
             return record
-        folder = self._house.runs.folder(job_id)
-        if prompt.claimed and (not folder.exists() or process.trace(folder) is not Trace.NEVER):
-            return self._lost(prompt)
-        return self._intake.rebuild(prompt)
+        where = {**job.split_repo(prompt.repo), "branch": prompt.branch}
+        moved = record.with_(
+            **where,
+            branch_name=prompt.branch,
+            inbox_path=str(prompt.path),
+            updated_at=job.stamp(self._house.clock()),
+        )
+        self._house.runs.write(moved)
+        return moved
 
-    def _lost(self, prompt: Prompt) -> Record:
-        record = self._intake.rebuild(prompt)
-        if not record.state.terminal:
-            why = "its run folder was deleted while it ran: nobody can tell how it ended"
-            now = job.stamp(self._house.clock())
-            record = job.advance(record, State.FAILED, now, reason="lost", error=why)
-            self._house.runs.write(record)
-        return record
-
-    def _enqueue(self, record: Record, path: Path, *, claimed: bool) -> None:
+    def _enqueue(self, record: Record, path: Path) -> None:
         if record.state.terminal:
-            self._put_away(path, record)
-            return
-        self._waiting[record.job_id] = _Waiting(record, path, claimed)
-
-    def _put_away(self, path: Path, record: Record) -> None:
-        reason = ": ".join(filter(None, (record.reason, record.error)))
-        self._house.journal.info(f"job {record.job_id}: {record.state.value} ({reason})")
-        with contextlib.suppress(FileNotFoundError):
             self._house.inbox.archive(path, record.state)
+            self._house.journal.info(_ended_line(record))
+        else:
+            self._waiting[record.job_id] = _Waiting(record, path)
 
-    def _miss(self, seen: set[str]) -> None:
+    def _search(self) -> None:
+        """Now and then: queued records whose file went before anybody saw it."""
+        if time.monotonic() < self._next_search:
+            return
+        self._next_search = time.monotonic() + _SEARCH_SECONDS
+        for record in self._index.live():
+            known = record.job_id in self._waiting or self._is_active(record.job_id)
+            if record.state is State.CREATED and not known:
+                self._waiting[record.job_id] = _Waiting(
+                    record, self._house.inbox.place(record.inbox_path)
+                )
+
+    def _miss(self) -> None:
         """A queued file that two polls in a row did not find was withdrawn."""
-        gone = {i for i, w in self._waiting.items() if i not in seen and not w.path.exists()}
+        gone = {job_id for job_id, w in self._waiting.items() if not w.path.exists()}
         for job_id in gone & self._missing:
-            waiting = self._waiting.pop(job_id)
-            why = "its prompt was removed from the inbox before it was started"
-            self._end(waiting.record, "withdrawn", why)
+            self._try_job(self._withdraw, self._waiting[job_id])
         self._missing = gone
 
+    def _withdraw(self, waiting: _Waiting) -> None:
+        why = "its prompt was removed from the inbox before it was started"
+        self._end(waiting.record, "withdrawn", why)
+
     def _heed_abort(self, waiting: _Waiting) -> None:
-        record = waiting.record
-        mark = self._house.runs.abort_mark(record.job_id)
-        if mark is None:
-            return
-        del self._waiting[record.job_id]
-        self._end(record.with_(abort_requested_at=mark.asked_at), "abort_requested", None)
-        with contextlib.suppress(FileNotFoundError):
+        mark = self._house.runs.abort_mark(waiting.record.job_id)
+        if mark is not None:
+            record = waiting.record.with_(abort_requested_at=mark.asked_at)
+            self._end(record, "abort_requested", None)
             self._house.inbox.archive(waiting.path, State.ABORTED)
 
     def _end(self, record: Record, reason: str, error: str | None) -> None:
@@ -276,26 +336,28 @@ class Watcher:
         ended = job.advance(record, State.ABORTED, now, reason=reason, error=error)
         with contextlib.suppress(FileNotFoundError):  # the run folder was deleted: so be it
             self._house.runs.write(ended)
-        self._house.journal.info(f"job {record.job_id}: aborted ({reason})")
+        del self._waiting[record.job_id]
+        self._house.journal.info(_ended_line(ended))
 
     def _dispatch(self) -> None:
         """Claim and start what may start: slots, one job per checkout, room on the disk."""
-        if self._stop.is_set() or not self._waiting or not self._has_room():
+        if not self._waiting or not self._has_room():
             return
         for waiting in sorted(self._waiting.values(), key=lambda w: job.queue_order(w.record)):
             with self._changed:
-                if len(self._active) >= self._house.config.max_running:
+                if self._stopping or len(self._active) >= self._house.config.max_running:
                     return
                 if self._house.repos.checkout_key(waiting.record.repo or "") in self._busy:
                     continue
-            path = waiting.path
-            if not waiting.claimed:
-                try:
-                    path = self._house.inbox.claim(path)
-                except FileNotFoundError:  # withdrawn or moved just now: the next poll tells
-                    continue
-            del self._waiting[waiting.record.job_id]
-            self._start(waiting.record, path)
+            self._try_job(self._claim, waiting)
+
+    def _claim(self, waiting: _Waiting) -> None:
+        record = waiting.record
+        path = self._house.inbox.claim(waiting.path)
+        del self._waiting[record.job_id]
+        if not self._house.runs.record_path(record.job_id).exists():
+            self._house.runs.create(record)  # somebody deleted the run folder of a queued job
+        self._start(record, path)
 
     def _start(self, record: Record, path: Path | None) -> None:
         runner = Runner(self._house, record, path)
@@ -305,6 +367,8 @@ class Watcher:
             target=self._see_through, args=(record.job_id, runner), name=name, daemon=True
         )
         with self._changed:
+            if self._stopping:
+                return  # claimed and not started: the next server starts it
             self._active[record.job_id] = runner
             self._threads[record.job_id] = thread
             self._busy[checkout] = record.job_id
@@ -322,16 +386,27 @@ class Watcher:
 
     def _has_room(self) -> bool:
         limit = self._house.config.min_free_bytes
-        free = free_bytes(self._house.runs.root)
-        what = f"no job starts: {self._house.runs.root} is below PV_MIN_FREE_BYTES={limit}"
-        if free < limit:
-            self._complain(what)
-            return False
-        self._complaints.discard(what)
-        return True
+        enough = free_bytes(self._house.runs.root) >= limit
+        if not enough:
+            root = self._house.runs.root
+            self._note(f"no job starts: {root} is below PV_MIN_FREE_BYTES={limit}")
+        return enough
 
-    def _complain(self, text: str) -> None:
-        """Say it once, not at every poll."""
-        if text not in self._complaints:
-            self._complaints.add(text)
+    def _note(self, text: str) -> None:
+        self._notes.add(text)
+
+    def _tell_notes(self) -> None:
+        """What cannot be done: each said once in the journal, all of it for the status."""
+        if self._notes == self._told:
+            return
+        for text in sorted(self._notes - self._told):
             self._house.journal.error(text)
+        self._told = set(self._notes)
+        with contextlib.suppress(OSError):
+            text = "".join(f"{note}\n" for note in sorted(self._notes))
+            files.write(self._house.runs.watcher_notes, text.encode("utf-8", "replace"))
+
+
+def _ended_line(record: Record) -> str:
+    reason = ": ".join(filter(None, (record.reason, record.error)))
+    return f"job {record.job_id}: {record.state.value} ({reason})"

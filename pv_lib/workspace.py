@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pv_lib.errors import Invalid, JobFailed, NotFound
+from pv_lib.errors import Invalid, JobFailed, NotFound, ValetError
 from pv_lib.job import BRANCH, OWNER, REPO
 
 PLAIN_BRANCH = "main"  # the one branch that a folder without git is taken to have
@@ -32,8 +32,10 @@ class Checkout:
 class Repos:
     """The operator's clones under the repos root, as `<owner>/<name>`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, environ: Mapping[str, str]) -> None:
         self.root = root
+        ours = {name: value for name, value in environ.items() if not name.startswith("PV_")}
+        self._environ = {**ours, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"}
 
     def all(self) -> Iterator[tuple[str, str]]:
         """Every (repo, branch) pair that a submission may name, sorted."""
@@ -41,7 +43,8 @@ class Repos:
             for name in _folders(self.root / owner):
                 repo = f"{owner}/{name}"
                 if REPO.fullmatch(repo):
-                    yield from ((repo, branch) for branch in sorted(_branches(self.root / repo)))
+                    branches = _branches(self.root / repo, self._environ)
+                    yield from ((repo, branch) for branch in sorted(branches))
 
     def full_name(self, repo: str) -> str:
         """`owner/name` for what a person wrote; a bare `name` serves where one owner has it.
@@ -67,26 +70,34 @@ class Repos:
         if not BRANCH.fullmatch(branch):
             raise Invalid.of([("branch", "is not a branch name that git would take")])
         path = self.root / repo
-        loose = Path(".git/refs/heads", branch), Path(".git/refs/remotes/origin", branch)
-        if any((path / ref).is_file() for ref in loose) or branch in _branches(path):
+        loose = (Path(".git/refs", place, branch) for place in ("heads", "remotes/origin"))
+        if any((path / ref).is_file() for ref in loose) or branch in _branches(path, self._environ):
             return
         why = f"the repository {repo} has no branch {branch}"
         raise NotFound(why, [("branch", why)])
 
     def checkout_key(self, repo: str) -> str:
         """What two jobs must not use at once: the same checkout, by its real path."""
-        return os.path.realpath(self.root / repo)
+        try:
+            return os.path.realpath(self.root / repo)
+        except ValueError:  # a record by other hands may name anything
+            return repo
 
     def prepare(self, repo: str, branch: str) -> Checkout:
         """The repository's checkout, switched to `branch`.
 
-        Raises JobFailed (`workspace_failed`) with git's own reason where that cannot be done.
+        Raises JobFailed: `unknown_target` where the repository or branch is not there (any
+        more), `workspace_failed` with git's own reason where the switch cannot be done.
         """
         path = self.root / repo
+        try:
+            self.check_branch(self.full_name(repo), branch)
+        except ValetError as error:
+            raise JobFailed("unknown_target", error.detail) from error
         if not _is_git(path):
             return Checkout(path, git=False)
         if _head_branch(path) != branch:
-            done = _git(path, "switch", "--quiet", branch, "--")
+            done = _git(path, self._environ, "switch", "--quiet", branch, "--")
             if done.returncode:
                 reason = _first_line(done.stderr)
                 why = f"git could not switch {repo} to {branch}: {reason}"
@@ -106,16 +117,29 @@ def _is_git(path: Path) -> bool:
     return (path / ".git").exists()
 
 
-def _branches(path: Path) -> set[str]:
+def _git_folders(path: Path) -> tuple[Path, Path]:
+    """Where HEAD lies and where the refs lie: two places in a linked work tree."""
+    own = path / ".git"
+    try:
+        if own.is_file():
+            own = path / own.read_text("utf-8", "replace").strip().removeprefix("gitdir: ")
+        common = own / (own / "commondir").read_text("utf-8", "replace").strip()
+    except OSError:
+        common = own
+    return own, common
+
+
+def _branches(path: Path, environ: Mapping[str, str]) -> set[str]:
     """The local branches, those of origin, and the one an empty repository is on."""
     if not _is_git(path):
         return {PLAIN_BRANCH}
-    if not (path / ".git" / "refs" / "heads").is_dir() or (path / ".git" / "reftable").exists():
-        names = _refs_by_git(path)
+    common = _git_folders(path)[1]
+    if (common / "reftable").exists():
+        names = _refs_by_git(path, environ)
     else:
-        names = _packed(path / ".git" / "packed-refs") | _loose(path / ".git" / "refs")
+        names = _packed(common / "packed-refs") | _loose(common / "refs")
     names.add(_head_branch(path) or "")
-    return {name for name in names if BRANCH.fullmatch(name) and name != "HEAD"}
+    return {name for name in names if BRANCH.fullmatch(name)}
 
 
 def _packed(path: Path) -> set[str]:
@@ -135,8 +159,13 @@ def _loose(refs: Path) -> set[str]:
     return names
 
 
-def _refs_by_git(path: Path) -> set[str]:
-    done = _git(path, "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes/origin")
+def _refs_by_git(path: Path, environ: Mapping[str, str]) -> set[str]:
+    """For the one format of refs that is not plain files."""
+    refs = ("refs/heads", "refs/remotes/origin")
+    try:
+        done = _git(path, environ, "for-each-ref", "--format=%(refname)", *refs)
+    except JobFailed:  # git hangs on it or is not there: no branch can be used
+        return set()
     return {name for name in map(_branch_of, done.stdout.splitlines()) if name}
 
 
@@ -148,15 +177,14 @@ def _branch_of(ref: str) -> str | None:
 
 
 def _head_branch(path: Path) -> str | None:
-    head = path / ".git" / "HEAD"
     try:
-        text = head.read_text("utf-8", "replace").strip()
-    except OSError:  # .git is a file: a work tree or submodule
-        text = "ref: " + _git(path, "symbolic-ref", "--quiet", "HEAD").stdout.strip()
+        text = (_git_folders(path)[0] / "HEAD").read_text("utf-8", "replace").strip()
+    except OSError:
+        return None
     return text.removeprefix("ref: refs/heads/") if text.startswith("ref: refs/heads/") else None
 
 
-def _git(path: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+def _git(path: Path, environ: Mapping[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             [*_GIT, "-C", str(path), *argv],
@@ -165,7 +193,7 @@ def _git(path: Path, *argv: str) -> subprocess.CompletedProcess[str]:
             text=True,
             errors="replace",
             timeout=_GIT_SECONDS,
-            env={**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"},
+            env=environ,
             check=False,
         )
     except FileNotFoundError:

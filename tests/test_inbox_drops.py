@@ -121,7 +121,7 @@ def test_a_prompt_for_nothing_fails_with_a_reason(valet: Valet) -> None:
         f"{REPO}/nowhere/a.prompt.md": "no branch nowhere",
         "nova-rey/missing/main/b.prompt.md": "no repository nova-rey/missing",
         "stray.prompt.md": "owner/name",
-        "nova-rey/c.prompt.md": "",
+        "nova-rey/c.prompt.md": "owner/name/branch",
         f"{REPO}/main/blank.prompt.md": "must not be blank",
         f"{REPO}/main/latin1.prompt.md": "is not UTF-8",
     }
