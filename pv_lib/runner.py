@@ -30,7 +30,7 @@ from pv_lib.store import Runs
 from pv_lib.workspace import Repos
 
 TICK = 0.02  # seconds between two looks at the agent: a line is in the log this much later
-_READ = 8 << 20  # bytes of raw output per look, so that a flood cannot hold up an abort
+_READ = 512 << 10  # bytes of raw output per look, so that a flood cannot hold up an abort
 _SAVE_SECONDS = 0.5  # how often activity and the like may be written
 _SWEEP_GRACE = 0.5  # seconds a leftover child gets between SIGTERM and SIGKILL
 
@@ -185,7 +185,12 @@ class Runner:
                     raise _Left
             # Whoever is left could write for ever: end them before the rest is read.
             process.end_carriers(self._record.job_id, _SWEEP_GRACE)
-            pipe.drain()
+            end = pipe.size
+            while pipe.pump(min(_READ, end - pipe.taken)):
+                self._note()
+                if self._leave.is_set():
+                    raise _Left
+            pipe.finish()
             while pipe.unwritten:  # a full disk: wait for room
                 if self._leave.wait(1):
                     raise _Left
@@ -310,26 +315,23 @@ class _Pipe:
     def __init__(self, raw: Any, log: Any, seen: Transcript, written: int) -> None:
         self._raw, self._log, self._seen = raw, log, seen
         self._skip = written
+        self.taken = 0  # bytes of raw output so far
         self.unwritten = b""  # what a full disk kept from the log
 
     def pump(self, limit: int) -> int:
-        """Carry over what is new, about `limit` bytes at most; how many it read."""
-        done = 0
-        while done < limit and (data := os.read(self._raw.fileno(), min(limit - done, 1 << 20))):
-            done += len(data)
-            self._write(self._seen.feed(data))
-        return done
+        """Carry over what is new, `limit` bytes at most; how many it read."""
+        data = os.read(self._raw.fileno(), limit)
+        self._write(self._seen.feed(data))
+        self.taken += len(data)
+        return len(data)
 
     @property
     def size(self) -> int:
         """Bytes of raw output on the disk."""
         return os.fstat(self._raw.fileno()).st_size
 
-    def drain(self) -> None:
-        """Carry over what is left now, the agent being over."""
-        left = self.size - self._raw.tell()
-        while left > 0 and (done := self.pump(left)):
-            left -= done
+    def finish(self) -> None:
+        """A last line without its end."""
         self._write(self._seen.finish())
 
     def flush(self) -> None:
