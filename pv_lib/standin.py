@@ -13,7 +13,7 @@ import time
 def say(kind: str, **fields: object) -> None:
     """One event on stdout, and a moment's pause as a real agent would make."""
     print(json.dumps({"type": kind, **fields}), flush=True)
-    time.sleep(0.3)
+    time.sleep(0.15)
 
 
 def command(line: str, output: str) -> None:
