@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pv_lib import fields, job, logfile, wire
+from pv_lib import fields, files, job, logfile, wire
 from pv_lib.config import Config
 from pv_lib.errors import Conflict, Invalid, MethodNotAllowed, NotFound, TooLarge, Unsupported
 from pv_lib.follow import Followers
@@ -70,7 +70,10 @@ class Api:
         route = routes.get("GET" if request.method == "HEAD" else request.method)
         if route is None:
             raise MethodNotAllowed(f"{request.method} is not possible here, only {allow}", allow)
-        return route(self, request, job_id)
+        try:
+            return route(self, request, job_id)
+        except OSError as error:
+            raise files.refusal(error, "the disk did not do what was asked") from error
 
     def healthz(self, request: Request, _: str) -> Response:
         """The server answers."""

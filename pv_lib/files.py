@@ -7,11 +7,34 @@ Owns the fsync discipline: dot-name, fsync, rename, fsync of the folder; measure
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from pathlib import Path
 
-from pv_lib.errors import Invalid, TooLarge
+from pv_lib.errors import Invalid, NoRoom, TooLarge, ValetError
+
+# What passes by itself, or when an operator makes room: worth another try, never a verdict.
+TRANSIENT = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EAGAIN,
+        errno.ENOMEM,
+        errno.EIO,
+    }
+)
+
+
+def refusal(error: OSError, what: str) -> ValetError:
+    """The disk's refusal for a person: `what` did not happen, and why."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    where = f"{error.filename}: " if error.filename else ""
+    kind = NoRoom if full else ValetError
+    return kind(f"{what} ({where}{error.strerror}): nothing was changed; try again later")
 
 
 def sync_folder(folder: Path) -> None:

@@ -28,6 +28,7 @@ _ID_SUFFIX = re.compile(r"(?P<stem>.*)-(?P<id>[0-9a-f]{32})")
 _SUFFIXES = (QUEUED, CLAIMED, *ARCHIVED.values(), ".md")
 STEM_BYTES = 160  # with id, suffix and a temp's dot well under the 255 bytes of a name
 _MAX_DEPTH = 32
+_TEMP_SECONDS = 3600.0  # a dot-name this old belongs to no submission that still goes on
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,16 @@ class Inbox:
         target = place / (stem + ARCHIVED[state])
         files.rename(path, target)
         return target
+
+    def clear_temps(self, wall: float) -> None:
+        """Remove what crashed submissions left: dot-names of ours that are an hour old."""
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                if name.startswith(".") and name.endswith(".tmp"):
+                    path = Path(folder, name)
+                    with contextlib.suppress(OSError):
+                        if wall - path.lstat().st_mtime > _TEMP_SECONDS:
+                            path.unlink()
 
     def _walk(self, folder: int, parts: tuple[str, ...]) -> Iterator[Prompt]:
         with os.scandir(folder) as listing:

@@ -8,7 +8,6 @@ rebuild its record (`rebuild`). Nothing here runs a job or speaks HTTP.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import threading
@@ -87,9 +86,7 @@ class Intake:
         try:
             self._inbox.drop(drops)
         except OSError as error:
-            kind = NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT) else ValetError
-            what = f"{error.filename or self._inbox.root}: {error.strerror}"
-            raise kind(f"the prompt could not be stored ({what}): nothing was queued") from error
+            raise files.refusal(error, "the prompt could not be stored") from error
         for record in records:
             with contextlib.suppress(OSError):  # the watcher can make it from the inbox file
                 self._record(record)

@@ -31,6 +31,7 @@ from pv_lib.errors import JobFailed, ValetError
 
 MARKER = "PV_JOB_ID"
 _PR_SET_PDEATHSIG = 1
+# A full disk must not cost the exit status: the last loop waits for room, holding the lock.
 # `trap :` rather than `trap ''`: an ignored signal would be inherited by the agent.
 _WRAPPER = """\
 trap : INT TERM HUP
@@ -38,7 +39,10 @@ run=$1; shift
 echo $$ >"$run/.agent.pid" && mv "$run/.agent.pid" "$run/agent.pid" || exit 125
 "$@" <"$run/prompt.md"
 status=$?
-echo $status >"$run/.agent.exit" && mv "$run/.agent.exit" "$run/agent.exit"
+until echo $status >"$run/.agent.exit" && mv "$run/.agent.exit" "$run/agent.exit"; do
+    [ -d "$run" ] || break
+    sleep 1
+done 2>/dev/null
 """
 
 
@@ -84,6 +88,8 @@ class Agent:
             fd = os.open(self.run / "agent.lock", os.O_RDONLY)
         except FileNotFoundError:  # somebody deleted the run folder
             return self._child is not None and self._child.poll() is None
+        except OSError:  # out of descriptors: nothing is known, so it goes on
+            return True
         try:
             held = _held(fd)
         finally:
@@ -127,7 +133,8 @@ def spawn(
 ) -> Agent:
     """Start `argv` in a session of its own, stdin from prompt.md, output to codex.jsonl.
 
-    Raises JobFailed (`spawn_failed`) when the system cannot start a process.
+    Raises OSError where the system cannot start a process now (files.TRANSIENT), JobFailed
+    (`spawn_failed`) where it never will. In both cases nothing was started.
     """
     lock = run / "agent.lock"
     fd = -1
@@ -146,6 +153,8 @@ def spawn(
                 start_new_session=True,
             )
     except OSError as error:
+        if error.errno in files.TRANSIENT:
+            raise
         raise JobFailed("spawn_failed", f"the agent could not be started: {error}") from error
     finally:
         if fd >= 0:

@@ -9,6 +9,7 @@ its own and may wait; it chooses no jobs and answers nobody.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -65,8 +66,10 @@ class Runner:
         self._prompt = prompt
         self._run = house.runs.folder(record.job_id)
         self._leave = threading.Event()
+        self._agent: Agent | None = None
         self._seen = Transcript()
         self._ending: Verdict | None = None  # set once: why the agent is being ended
+        self._told = ""  # the last complaint, so that it is not said every second
         self._next_beat = 0.0
         self._next_save = 0.0
 
@@ -78,9 +81,7 @@ class Runner:
         """See the job to its end, or let go of it; whatever fails becomes the job's verdict."""
         job_id = self._record.job_id
         try:
-            if not self._run.exists():
-                raise _FolderGone
-            verdict, exit_code = self._live()
+            verdict, exit_code = self._live_on()
         except _Left:
             return
         except _FolderGone:
@@ -99,18 +100,51 @@ class Runner:
         with contextlib.suppress(_Left):
             self._finish(verdict, exit_code)
 
+    def _live_on(self) -> tuple[Verdict, int | None]:
+        """As `_live`, again and again while the system is short of something.
+
+        That is safe at any point: what has been started is adopted, what has been written to the
+        log is skipped.
+        """
+        while True:
+            try:
+                if not self._run.exists():
+                    raise _FolderGone
+                return self._live()
+            except OSError as error:
+                if error.errno not in files.TRANSIENT:
+                    raise
+                self._wait_for_better("cannot go on", error)
+
+    def _wait_for_better(self, what: str, error: OSError) -> None:
+        """Say what is wrong, and wait a second. Raises _Left when the server leaves."""
+        self._tell(what, error)
+        if self._leave.wait(1):
+            raise _Left
+
+    def _tell(self, what: str, error: OSError) -> None:
+        """Say what is wrong, once."""
+        text = f"job {self._record.job_id} {what} ({error.strerror}); trying again"
+        if text != self._told:
+            self._house.journal.error(text)
+            self._told = text
+
     def _live(self) -> tuple[Verdict, int | None]:
-        if process.trace(self._run) is Trace.NEVER:
-            agent = self._start()
-            if agent is None:
+        self._seen = Transcript()
+        if self._agent is None and process.trace(self._run) is Trace.NEVER:
+            self._agent = self._start()
+            if self._agent is None:
                 return self._abort_verdict(), None
-        else:
-            agent = process.adopt(self._run, self._record.job_id)
+        elif self._agent is None:
+            self._agent = process.adopt(self._run, self._record.job_id)
             self._house.journal.info(f"job {self._record.job_id}: adopted")
             if self._record.reason in ("timeout", "log_limit"):  # the ending had begun
                 self._ending = Verdict(State.FAILED, self._record.reason, self._record.error)
-        self._attend(agent)
-        exit_code = agent.exit_code()
+        self._attend(self._agent)
+        exit_code = self._agent.exit_code()
+        if exit_code is None and process.trace(self._run) is Trace.NEVER:
+            self._agent = None  # the sh around it could not even write its pid
+            raise OSError(errno.EAGAIN, "the agent could not be started")
         verdict = self._ending or codex.judge(self._seen, exit_code)
         if verdict.state is State.FAILED and self._ending is None and self._abort_asked():
             verdict = self._abort_verdict()  # asked for, and over before we looked
@@ -192,8 +226,7 @@ class Runner:
                     raise _Left
             pipe.finish()
             while pipe.unwritten:  # a full disk: wait for room
-                if self._leave.wait(1):
-                    raise _Left
+                self._wait_for_better("cannot write its log", pipe.fault)
                 pipe.flush()
                 self._note()
 
@@ -260,8 +293,7 @@ class Runner:
             if durable:
                 raise
             self._next_save = time.monotonic() + 1
-            why = f"record not written ({error.strerror}); trying again"
-            self._house.journal.error(f"job {self._record.job_id}: {why}")
+            self._tell("cannot write its record", error)
 
     def _finish(self, verdict: Verdict, exit_code: int | None) -> None:
         """The terminal record, durable, then the prompt's file to the finished root."""
@@ -288,10 +320,7 @@ class Runner:
             except (_FolderGone, FileNotFoundError):
                 break
             except OSError as error:
-                why = f"its end could not be recorded ({error.strerror}); trying again"
-                self._house.journal.error(f"job {self._record.job_id}: {why}")
-                if self._leave.wait(1):
-                    raise _Left from None
+                self._wait_for_better("cannot record its end", error)
         reason = f"{verdict.reason}" + (f": {verdict.error}" if verdict.error else "")
         self._house.journal.info(f"job {self._record.job_id}: {verdict.state.value} ({reason})")
         self._archive(verdict.state)
@@ -317,6 +346,7 @@ class _Pipe:
         self._skip = written
         self.taken = 0  # bytes of raw output so far
         self.unwritten = b""  # what a full disk kept from the log
+        self.fault = OSError()  # the reason
 
     def pump(self, limit: int) -> int:
         """Carry over what is new, `limit` bytes at most; how many it read."""
@@ -336,9 +366,11 @@ class _Pipe:
 
     def flush(self) -> None:
         """Try to write what could not be written."""
-        with contextlib.suppress(OSError):
+        try:
             while self.unwritten:
                 self.unwritten = self.unwritten[os.write(self._log.fileno(), self.unwritten) :]
+        except OSError as error:
+            self.fault = error
 
     def _write(self, text: bytes) -> None:
         skipped = min(self._skip, len(text))

@@ -6,6 +6,7 @@ own strict rules (`wire`), the answer comes from `api`. Nothing here knows what 
 
 from __future__ import annotations
 
+import errno
 import hmac
 import json
 import socket
@@ -43,6 +44,7 @@ BODY_SECONDS = 60.0  # from the blank line to the body's last byte
 SEND_SECONDS = 60.0  # one write to a client that does not read
 LINGER_SECONDS = 2.0  # how long, and how many bytes, a refused client may still send
 LINGER_BYTES = 64 << 20
+_NO_DESCRIPTOR_PAUSE = 0.1
 _READ = 1 << 16
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -122,6 +124,15 @@ class Server(ThreadingHTTPServer):
         """Bind without the getfqdn of http.server, which can stall for half a minute."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept; without a descriptor to spare, wait a little instead of spinning."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(_NO_DESCRIPTOR_PAUSE)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the connection a thread, or turn it away when there are too many."""

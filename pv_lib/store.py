@@ -245,8 +245,8 @@ class Index:
             entry = Entry(signature, self.runs.read(job_id))
         except BadRecord as error:
             entry = Entry(signature, None, error.detail)
-        except OSError as error:
-            entry = Entry(signature, None, f"job {job_id}: {error}")
+        except OSError as error:  # no signature: it is read again at the next look
+            entry = Entry((0, 0, 0), None, f"job {job_id}: {error}")
         return self._keep(job_id, entry)
 
     def _keep(self, job_id: str, entry: Entry) -> Entry:

@@ -141,6 +141,7 @@ class Watcher:
         Nothing is dispatched before this is through: a living agent's checkout must count as
         busy.
         """
+        self._house.inbox.clear_temps(self._house.clock())
         scanned = self._house.inbox.scan()
         prompts = {p.job_id: p for p in sorted(scanned, key=lambda p: p.claimed) if p.job_id}
         for record in self._index.live():

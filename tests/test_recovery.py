@@ -368,3 +368,18 @@ def test_a_record_by_other_hands_never_moves_a_file_outside_the_inbox(valet: Val
     valet.start()
     assert valet.await_end("foreign_2")["reason"] == "withdrawn"
     assert outside.exists() and not (valet.repo / "ran.txt").exists()
+
+
+def test_what_a_crashed_submission_left_is_removed_in_time(
+    make_valet: Callable[..., Valet],
+) -> None:
+    valet = make_valet()
+    place = valet.inbox / REPO / "main"
+    place.mkdir(parents=True)
+    old, young = place / ".a-1.prompt.md.tmp", place / ".b-2.prompt.md.tmp"
+    for path in (old, young):
+        path.write_text("half")
+    os.utime(old, (1e9, 1e9))
+    valet.start()
+    until(lambda: not old.exists(), "the old one removed")
+    assert young.exists()
