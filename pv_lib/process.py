@@ -117,9 +117,13 @@ class Agent:
             return None
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal the agent's group, if it is still this agent's."""
+        """Signal the agent's group, if it is still this agent's.
+
+        The held lock says that the leader lives, its marker that the pid is the leader's: whatever
+        agent.pid may say by now, no stranger is signalled.
+        """
         pid = self.pid
-        if pid is not None and self.alive():
+        if pid is not None and self.alive() and _carries(pid, self.job_id):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, number)
 

@@ -383,3 +383,46 @@ def test_what_a_crashed_submission_left_is_removed_in_time(
     valet.start()
     until(lambda: not old.exists(), "the old one removed")
     assert young.exists()
+
+
+def test_a_stream_goes_on_across_a_killed_server_without_gap_or_repeat(
+    make_valet: Callable[..., Valet],
+) -> None:
+    valet = make_valet()
+    process = valet.start()
+    steps = "fake: lines 5 0\nfake: wait go\nfake: lines 5 0"
+    job_id = valet.submit(steps)["job_id"]
+    heard: list[tuple[str, str]] = []
+    for _, mark, data, _ in valet.events(job_id):
+        heard.append((mark, data))
+        if data == "line 5":
+            break
+    process.stop(signal.SIGKILL)
+    (valet.repo / "go").touch()
+    until(lambda: not carriers(job_id), "the agent's end")
+    valet.start()
+    for name, mark, data, _ in valet.events(job_id, heard[-1][0]):
+        if name == "message":
+            heard.append((mark, data))
+    assert "".join(f"{data}\n" for _, data in heard) == valet.log(job_id)
+    marks = [int(mark) for mark, _ in heard]
+    assert marks == sorted(set(marks)) and marks[-1] == len(valet.log(job_id))
+
+
+def test_a_forged_pid_gets_no_stranger_signalled(make_valet: Callable[..., Valet]) -> None:
+    valet = make_valet()
+    process = valet.start()
+    job_id = valet.submit("fake: say up\nfake: wait never")["job_id"]
+    until(lambda: valet.job(job_id)["activity"] == "up", "the agent's activity")
+    process.stop(signal.SIGKILL)
+    bystander = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    try:
+        (valet.runs / job_id / "agent.pid").write_text(str(bystander.pid))
+        valet.start()
+        valet.ask("POST", f"/api/v1/jobs/{job_id}/abort")
+        assert valet.await_end(job_id)["state"] == "aborted"
+        assert carriers(job_id) == []
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
