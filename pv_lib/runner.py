@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import signal
 import threading
 import time
@@ -26,6 +25,7 @@ from pv_lib.errors import JobFailed, ValetError
 from pv_lib.inbox import Inbox
 from pv_lib.job import Record, State
 from pv_lib.journal import Journal
+from pv_lib.logfile import LogWriter
 from pv_lib.process import Agent, Trace
 from pv_lib.store import Runs
 from pv_lib.workspace import Repos
@@ -186,6 +186,8 @@ class Runner:
         try:
             data = files.read_regular(self._prompt, limit)
         except (OSError, ValetError) as error:
+            if isinstance(error, OSError) and error.errno in files.TRANSIENT:
+                raise
             raise JobFailed("bad_prompt", f"the prompt could not be read: {error}") from error
         text = frontmatter.strip(data)
         try:
@@ -205,7 +207,7 @@ class Runner:
             raise _FolderGone from None
         with raw, log:
             raw.seek(0)
-            pipe = _Pipe(raw, log, self._seen, log.tell())
+            pipe = LogWriter(raw, log, self._seen)
             timing = _Timing(self._house, self._record)
             while True:
                 over = not agent.alive()  # asked before the read: what came before is all there
@@ -336,47 +338,6 @@ class Runner:
 
     def _now(self) -> str:
         return job.stamp(self._house.clock())
-
-
-class _Pipe:
-    """codex.jsonl into job.log: what the log has already is rendered again and skipped."""
-
-    def __init__(self, raw: Any, log: Any, seen: Transcript, written: int) -> None:
-        self._raw, self._log, self._seen = raw, log, seen
-        self._skip = written
-        self.taken = 0  # bytes of raw output so far
-        self.unwritten = b""  # what a full disk kept from the log
-        self.fault = OSError()  # the reason
-
-    def pump(self, limit: int) -> int:
-        """Carry over what is new, `limit` bytes at most; how many it read."""
-        data = os.read(self._raw.fileno(), limit)
-        self._write(self._seen.feed(data))
-        self.taken += len(data)
-        return len(data)
-
-    @property
-    def size(self) -> int:
-        """Bytes of raw output on the disk."""
-        return os.fstat(self._raw.fileno()).st_size
-
-    def finish(self) -> None:
-        """A last line without its end."""
-        self._write(self._seen.finish())
-
-    def flush(self) -> None:
-        """Try to write what could not be written."""
-        try:
-            while self.unwritten:
-                self.unwritten = self.unwritten[os.write(self._log.fileno(), self.unwritten) :]
-        except OSError as error:
-            self.fault = error
-
-    def _write(self, text: bytes) -> None:
-        skipped = min(self._skip, len(text))
-        self._skip -= skipped
-        self.unwritten += text[skipped:]
-        self.flush()
 
 
 class _Timing:
