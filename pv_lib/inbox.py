@@ -161,8 +161,8 @@ class Inbox:
 
         One that was claimed before, its folder not yet synced, is claimed.
         """
-        target = path.with_name(path.name.removesuffix(QUEUED) + CLAIMED)
-        if path == target or (target.exists() and not path.exists()):
+        target = path.with_name(path.name.removesuffix(QUEUED).removesuffix(CLAIMED) + CLAIMED)
+        if target.exists() and (path == target or not path.exists()):
             files.sync_folder(target.parent)
         else:
             files.rename(path, target)

@@ -426,3 +426,17 @@ def test_a_forged_pid_gets_no_stranger_signalled(make_valet: Callable[..., Valet
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_a_job_claimed_and_not_started_is_started_once(make_valet: Callable[..., Valet]) -> None:
+    valet = make_valet()
+    api = valet.start("serve", "--no-watcher")
+    receipt = valet.submit("fake: append ran.txt x")
+    api.stop()
+    queued = Path(receipt["inbox_path"])
+    queued.rename(queued.with_name(queued.name.replace(".prompt.md", ".running.md")))
+    valet.start()
+    assert valet.await_end(receipt["job_id"])["state"] == "succeeded"
+    until(lambda: not list(valet.inbox.rglob("*.md")), "an empty inbox")
+    assert len(valet.get("/api/v1/jobs")["jobs"]) == 1
+    assert (valet.repo / "ran.txt").read_text() == "x\n"
