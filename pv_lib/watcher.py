@@ -344,13 +344,16 @@ class Watcher:
         """Claim and start what may start: slots, one job per checkout, room on the disk."""
         if not self._waiting or not self._has_room():
             return
+        passed: set[str] = set()  # checkouts a job must wait for; none behind it may overtake
         for waiting in sorted(self._waiting.values(), key=lambda w: job.queue_order(w.record)):
+            checkout = self._house.repos.checkout_key(waiting.record.repo or "")
             with self._changed:
                 if self._stopping or len(self._active) >= self._house.config.max_running:
                     return
-                if self._house.repos.checkout_key(waiting.record.repo or "") in self._busy:
-                    continue
-            self._try_job(self._claim, waiting)
+                if checkout in self._busy:
+                    passed.add(checkout)
+            if checkout not in passed:
+                self._try_job(self._claim, waiting)
 
     def _claim(self, waiting: _Waiting) -> None:
         record = waiting.record
