@@ -31,6 +31,7 @@ from pv_lib.errors import JobFailed, ValetError
 
 MARKER = "PV_JOB_ID"
 _PR_SET_PDEATHSIG = 1
+_LOOKS = 50  # at /proc, where something forks all the time: far more than a chain escapes
 # A full disk must not cost the exit status: the last loop waits for room, holding the lock.
 # `trap :` rather than `trap ''`: an ignored signal would be inherited by the agent.
 _WRAPPER = """\
@@ -204,16 +205,32 @@ def die_with_runuser() -> None:
 
 def carriers(job_id: str) -> list[int]:
     """Every process whose environment carries the job's marker, zombies excluded."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid() and _carries(int(name), job_id):
-            found.append(int(name))
-    return found
+    return sweep(job_id, None)
 
 
-def sweep(job_id: str, number: signal.Signals) -> int:
-    """Signal every process that carries the job's marker; how many there were."""
-    return sum(_signal_carrier(pid, job_id, number) for pid in carriers(job_id))
+def sweep(job_id: str, number: signal.Signals | None) -> list[int]:
+    """Signal every process that carries the job's marker; the pids that were seen.
+
+    One look at /proc can fall between two forks of a chain that starts its successor and ends. So
+    finding none counts only if nothing forked during the look. The newest are read first, and
+    signalled at once, before they fork; what one look read and found to be a stranger is not read
+    again, which makes each further look short.
+    """
+    strangers = {os.getpid()}
+    for look in range(_LOOKS):
+        forks, found = _forks(), []
+        pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+        for pid in sorted(pids - strangers, reverse=True):
+            environ = _environ(pid)
+            if _mark(job_id) in environ:
+                found.append(pid)
+                if number is not None:
+                    _signal_carrier(pid, job_id, number)
+            elif any(environ):  # it is empty for a moment during exec: those are read again
+                strangers.add(pid)
+        if found or (look > 0 and forks == _forks()):
+            return found
+    return []
 
 
 def end_carriers(job_id: str, grace: float) -> None:
@@ -245,26 +262,37 @@ def _boot_id() -> bytes:
     return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
 
 
-def _carries(pid: int, job_id: str) -> bool:
+def _mark(job_id: str) -> bytes:
+    return f"{MARKER}={job_id}".encode()
+
+
+def _environ(pid: int) -> list[bytes]:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return f"{MARKER}={job_id}".encode() in file.read().split(b"\0")
+            return file.read().split(b"\0")
     except OSError:
-        return False
+        return []
 
 
-def _signal_carrier(pid: int, job_id: str, number: signal.Signals) -> int:
+def _carries(pid: int, job_id: str) -> bool:
+    return _mark(job_id) in _environ(pid)
+
+
+def _forks() -> bytes:
+    """How many processes and threads the machine has started since boot, from /proc/stat."""
+    text = Path("/proc/stat").read_bytes()
+    return text[text.index(b"\nprocesses ") :].split(b"\n", 2)[1]
+
+
+def _signal_carrier(pid: int, job_id: str, number: signal.Signals) -> None:
     """Signal through a pidfd, with the marker read again behind it: never a stranger."""
     try:
         handle = os.pidfd_open(pid)
     except OSError:
-        return 0
+        return
     try:
-        if not _carries(pid, job_id):
-            return 0
-        signal.pidfd_send_signal(handle, number)
-    except OSError:
-        return 0
+        if _carries(pid, job_id):
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(handle, number)
     finally:
         os.close(handle)
-    return 1
