@@ -60,7 +60,7 @@ class IllegalTransition(Exception):
     """A state change that the table does not have: a defect of ours, never of the input."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # thousands of them are held
 class Record:
     """What `job.json` holds. Timestamps are UTC ISO-8601 with Z; `extra` keeps unknown fields."""
 

@@ -140,17 +140,25 @@ class Server(ThreadingHTTPServer):
             full = self.connections >= MAX_CONNECTIONS
             self.connections += not full
         if full:
-            busy = _problem(Busy("too many connections: try again in a second"))
-            busy.headers["Retry-After"] = "1"
-            request.settimeout(0.1)
-            try:
-                request.sendall(wire.encode_head(busy, time.time(), close=True) + busy.body)
-            except OSError:
-                pass
-            finally:
-                self.shutdown_request(request)
+            self._turn_away(request, "too many connections: try again in a second")
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:
+            with self._count:
+                self.connections -= 1
+            self._turn_away(request, "the system allows no further thread: try again in a second")
+
+    def _turn_away(self, request: Any, why: str) -> None:
+        busy = _problem(Busy(why))
+        busy.headers["Retry-After"] = "1"
+        request.settimeout(0.1)
+        try:
+            request.sendall(wire.encode_head(busy, time.time(), close=True) + busy.body)
+        except OSError:
+            pass
+        finally:
+            self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """The connection's thread."""

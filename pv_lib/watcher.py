@@ -8,6 +8,7 @@ Whatever a crash left behind is met again here: see `_recover`, `_is_ours` and `
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import queue
@@ -376,17 +377,24 @@ class Watcher:
             self._active[record.job_id] = runner
             self._threads[record.job_id] = thread
             self._busy[checkout] = record.job_id
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # the next poll meets its claimed file
+            self._let_go(record.job_id)
+            raise OSError(errno.EAGAIN, "the system allows no further thread") from error
 
     def _see_through(self, job_id: str, runner: Runner) -> None:
         try:
             runner.run()
         finally:
-            with self._changed:
-                del self._active[job_id], self._threads[job_id]
-                self._busy = {k: v for k, v in self._busy.items() if v != job_id}
-                self._changed.notify_all()
+            self._let_go(job_id)
             self.wake()
+
+    def _let_go(self, job_id: str) -> None:
+        with self._changed:
+            del self._active[job_id], self._threads[job_id]
+            self._busy = {k: v for k, v in self._busy.items() if v != job_id}
+            self._changed.notify_all()
 
     def _has_room(self) -> bool:
         limit = self._house.config.min_free_bytes

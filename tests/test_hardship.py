@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import REPO, Valet, program, until
+from harness import FAKE, REPO, TREE, Valet, built, program, until
 from needs import need
 from test_main_job import carriers
 
+from pv_lib.server import MAX_CONNECTIONS
+
+NOBODY = 65534
 JOB = {"repo": REPO, "branch": "main", "markdown_text": "fake: say x"}
 
 
@@ -187,3 +193,93 @@ def test_a_second_ctrl_c_is_at_once(make_valet: Callable[..., Valet]) -> None:
     process.await_line(f"aborting {job_id}")
     assert process.stop(signal.SIGINT) == 0
     assert carriers(job_id) == []
+
+
+@pytest.fixture
+def limited_valet(tmp_path: Path) -> Iterator[Valet]:
+    """A server that is not root, which no limit of processes would bind."""
+    with tempfile.TemporaryDirectory(prefix="pv-test-") as name:
+        root = Path(name)
+        archive = shutil.copy(built(), root / "pv.pyz")
+        agent = shutil.copy(FAKE, root / "agent")
+        valet = Valet(root, [*program()[:-1], str(archive)], PV_CODEX_BIN=str(agent))
+        valet.environ["HOME"] = name
+        if os.geteuid() == 0:
+            need(shutil.which("setpriv"), "setpriv", "apt-get install util-linux")
+            user = str(NOBODY)
+            for path in [root, *root.rglob("*")]:
+                os.chown(path, NOBODY, NOBODY)
+            dropped = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+            valet.program = [*dropped, *valet.program]
+        yield valet
+        valet.clear()
+
+
+def test_no_further_process_or_thread_and_back(limited_valet: Valet) -> None:
+    valet = limited_valet
+    process = valet.start()
+    first = valet.submit("fake: say up\nfake: wait go\nfake: exit 3")["job_id"]
+    until(lambda: valet.job(first)["activity"] == "up", "the agent's activity")
+    second = valet.submit("fake: append ran.txt x")["job_id"]
+    limit = [*valet.program[: -len(program())], "prlimit", f"--pid={process.popen.pid}"]
+    subprocess.run([*limit, "--nproc=0:"], check=True)
+    for _ in range(3 * MAX_CONNECTIONS // 2):  # each must give its place back
+        answer = valet.ask("GET", "/api/v1/healthz")
+        assert answer.status == 503 and "no further thread" in answer.detail
+    (valet.repo / "go").touch()
+    process.await_line(f"{second} must wait|cannot be taken")
+    assert '"exit_code"' in (valet.runs / first / "job.json").read_text()
+    subprocess.run([*limit, f"--nproc={resource.getrlimit(resource.RLIMIT_NPROC)[0]}:"], check=True)
+    assert valet.ask("GET", "/api/v1/healthz").status == 200
+    assert valet.job(first)["exit_code"] == 3
+    assert valet.await_end(second)["state"] == "succeeded"
+    assert (valet.repo / "ran.txt").read_text() == "x\n"
+
+
+def test_a_spawn_without_a_process_to_spare_can_be_tried_again(tmp_path: Path) -> None:
+    code = (
+        "import os, resource, sys; from pathlib import Path; from pv_lib import process\n"
+        "run = Path(sys.argv[1])\n"
+        f"os.geteuid() or os.setuid({NOBODY})\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))\n"
+        "try: process.spawn(run, 'x', ['/bin/true'], run, {})\n"
+        "except BlockingIOError: print(process.trace(run).name)\n"
+    )
+    with tempfile.TemporaryDirectory(prefix="pv-test-") as name:
+        os.chmod(name, 0o777)
+        done = subprocess.run(
+            [sys.executable, "-c", code, name], cwd=TREE, capture_output=True, text=True, check=True
+        )
+    assert done.stdout == "NEVER\n"
+
+
+def test_a_clock_set_back_an_hour(make_valet: Callable[..., Valet], tmp_path: Path) -> None:
+    valet = make_valet(PV_STALL_THRESHOLD_SECONDS="5")
+    clock = tmp_path / "clock"
+    clock.write_text("0")
+    script = Path(__file__).parent / "programs" / "shifted_clock.py"
+    valet.program = [sys.executable, "-I", "-S", str(script), str(clock), str(built())]
+    valet.start()
+    first = valet.submit("fake: say up\nfake: wait go\nfake: exit 4")["job_id"]
+    until(lambda: valet.job(first)["activity"] == "up", "the agent's activity")
+    second = valet.submit("fake: append ran.txt second")["job_id"]
+    before = valet.job(first)["heartbeat_at"]
+    clock.write_text("-3600")
+    until(lambda: valet.job(first)["heartbeat_at"] < before, "a heartbeat by the new clock")
+    third = valet.submit("fake: append ran.txt third")["job_id"]
+    assert first < second < third
+    valet.processes[-1].stop(signal.SIGKILL)
+    valet.start()
+    fourth = valet.submit("fake: append ran.txt fourth")["job_id"]
+    (valet.inbox / REPO / "main" / "drop.md").write_text("fake: append ran.txt drop")
+    status = valet.get("/api/v1/status")
+    assert status["jobs"]["stalled_running"] == 0 and status["problems"] == [], status
+    (valet.repo / "go").touch()
+    assert valet.await_end(first)["exit_code"] == 4
+    for job_id in (second, third, fourth):
+        assert valet.await_end(job_id)["state"] == "succeeded"
+    until(lambda: len(list((valet.root / "finished").rglob("*.done.md"))) == 4, "the drop's end")
+    ran = (valet.repo / "ran.txt").read_text().split()
+    assert sorted(ran) == ["drop", "fourth", "second", "third"]
+    assert all(job["age_seconds"] >= 0 for job in valet.get("/api/v1/jobs")["jobs"])
