@@ -28,6 +28,7 @@ _ID_SUFFIX = re.compile(r"(?P<stem>.*)-(?P<id>[0-9a-f]{32})")
 _SUFFIXES = (QUEUED, CLAIMED, *ARCHIVED.values(), ".md")
 STEM_BYTES = 160  # with id, suffix and a temp's dot well under the 255 bytes of a name
 _MAX_DEPTH = 32
+_NAME_BYTES = 255
 _TEMP_SECONDS = 3600.0  # a dot-name this old belongs to no submission that still goes on
 
 
@@ -76,14 +77,19 @@ class Inbox:
         name = f"{tidy_stem(filename)}-{job_id}{QUEUED}"
         return self.root.joinpath(*repo.split("/"), *branch.split("/"), name)
 
-    def place(self, inbox_path: str | None) -> Path:
-        """A record's inbox_path if it lies in the inbox; else a path there where nothing is.
+    def place(self, inbox_path: str | None, job_id: str) -> Path:
+        """A record's inbox_path if it can be this job's; else a path where nothing is.
 
-        Records can come from other hands: no file outside may be claimed or read for them.
+        Records can come from other hands: nothing else may be claimed or read for them.
         """
         path = Path(inbox_path or "")
-        inside = self.root in path.parents and ".." not in path.parts
-        return path if inside else self.root / ".nowhere"
+        try:
+            longest = max(len(os.fsencode(part)) for part in (*path.parts, "."))
+        except UnicodeEncodeError:
+            return self.root / ".nowhere"
+        inside = self.root in path.parents and ".." not in path.parts and "\0" not in str(path)
+        ours = path.name.endswith(f"-{job_id}{QUEUED}") and longest <= _NAME_BYTES
+        return path if inside and ours else self.root / ".nowhere"
 
     def drop(self, prompts: Iterable[tuple[Path, bytes]]) -> None:
         """Queue new files durably, all or (on an error: OSError) none.

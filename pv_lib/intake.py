@@ -150,10 +150,11 @@ class Intake:
         path = self._inbox.carry(prompt, job_id)
         return self.rebuild(replace(prompt, path=path, job_id=job_id)), path
 
-    def rebuild(self, prompt: Prompt) -> Record:
+    def rebuild(self, prompt: Prompt, *, started: bool = False) -> Record:
         """The record of a file that carries an id, made anew from the file alone.
 
-        The folders are the truth about repository and branch, the block about the rest.
+        The folders are the truth about repository and branch, the block about the rest. What
+        cannot be run fails; a job that was `started` has been checked before.
         """
         job_id = prompt.job_id or ""
         now = self._clock()
@@ -176,9 +177,10 @@ class Intake:
             if not prompt.claimed and block.get("job_id") != job_id:
                 files.write(prompt.path, frontmatter.write(data, _keys(base), _OWN_KEYS))
         except ValetError as error:
-            stamp = job.stamp(now)
             reason = "unknown_target" if isinstance(error, NotFound) else "bad_prompt"
-            base = job.advance(base, State.FAILED, stamp, reason=reason, error=error.detail)
+            if not started:
+                stamp = job.stamp(now)
+                base = job.advance(base, State.FAILED, stamp, reason=reason, error=error.detail)
         self._record(base)
         return base
 
@@ -203,7 +205,7 @@ class Intake:
         given = self._runs.folder(record.job_id) / "prompt.md"
         if given.is_file():
             return files.read_regular(given, 1 << 30)
-        queued = self._inbox.place(record.inbox_path)
+        queued = self._inbox.place(record.inbox_path, record.job_id)
         stem = queued.name.removesuffix(QUEUED)
         done = self._inbox.finished / queued.parent.relative_to(self._inbox.root)
         archived = [done / (stem + suffix) for suffix in ARCHIVED.values()]

@@ -24,6 +24,7 @@ from pv_lib.errors import BadRecord
 SCHEMA = 1
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _OWNER = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
+_FIRST_SECOND, _LAST_SECOND = -62135596800.0, 253402300799.0
 OWNER = re.compile(_OWNER)
 REPO = re.compile(rf"{_OWNER}/{_OWNER}")
 # Stricter than git check-ref-format, which accepts @{-1}: no dash or dot first, no "..", no "//".
@@ -189,7 +190,8 @@ def _fits(name: str, value: Any) -> bool:
 
 
 def stamp(seconds: float) -> str:
-    """A Unix time as the records write it: `2026-11-22T15:56:29.123Z`."""
+    """A Unix time as the records write it: `2026-11-22T15:56:29.123Z`; years 1 to 9999."""
+    seconds = min(max(seconds, _FIRST_SECOND), _LAST_SECOND)  # a file's mtime can be anything
     moment = datetime.fromtimestamp(seconds, timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 

@@ -62,15 +62,19 @@ def trace(run: Path) -> Trace:
     file may have been lost with the power, and the job counts as over, for no job runs twice.
     """
     try:
-        fd = os.open(run / "agent.lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return Trace.NEVER
+        fd = _open_lock(run)
+    except OSError as error:
+        if error.errno in files.TRANSIENT:
+            raise
+        return Trace.OVER if _left_traces(run) else Trace.NEVER  # not there, or no lock of ours
     try:
         if _held(fd):
             return Trace.ALIVE
-        if (run / "agent.pid").exists() or (run / "agent.exit").exists():
+        if _left_traces(run):  # asked after the lock: before it, the agent could end in between
             return Trace.OVER
         return Trace.NEVER if os.read(fd, 100) == _boot_id() else Trace.OVER
+    except IsADirectoryError:
+        return Trace.OVER
     finally:
         os.close(fd)
 
@@ -86,11 +90,11 @@ class Agent:
     def alive(self) -> bool:
         """Whether the `sh` around the agent still holds its lock."""
         try:
-            fd = os.open(self.run / "agent.lock", os.O_RDONLY)
-        except FileNotFoundError:  # somebody deleted the run folder
-            return self._child is not None and self._child.poll() is None
-        except OSError:  # out of descriptors: nothing is known, so it goes on
-            return True
+            fd = _open_lock(self.run)
+        except OSError as error:
+            if error.errno in files.TRANSIENT:  # nothing is known, so it goes on
+                return True
+            return self._child is not None and self._child.poll() is None  # somebody deleted it
         try:
             held = _held(fd)
         finally:
@@ -248,6 +252,14 @@ def end_carriers(job_id: str, grace: float) -> None:
     give_up = time.monotonic() + 5
     while sweep(job_id, signal.SIGKILL) and time.monotonic() < give_up:
         time.sleep(0.002)
+
+
+def _left_traces(run: Path) -> bool:
+    return (run / "agent.pid").exists() or (run / "agent.exit").exists()
+
+
+def _open_lock(run: Path) -> int:
+    return os.open(run / "agent.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _held(fd: int) -> bool:

@@ -222,7 +222,7 @@ class Runner:
             # Whoever is left could write for ever: end them before the rest is read.
             process.end_carriers(self._record.job_id, _SWEEP_GRACE)
             end = pipe.size
-            while pipe.pump(min(_READ, end - pipe.taken)):
+            while pipe.pump(min(_READ, max(0, end - pipe.taken))):
                 self._note()
                 if self._leave.is_set():
                     raise _Left
@@ -289,7 +289,7 @@ class Runner:
         self._next_save = float("inf")
         try:
             self._house.runs.write(self._record, durable=durable)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise _FolderGone from None
         except OSError as error:
             if durable:
@@ -315,13 +315,17 @@ class Runner:
         message = self._run / "last-message.md"
         while True:
             try:
-                if seen.message and not (message.is_file() and message.stat().st_size):
+                if seen.message and not (message.exists() and message.stat().st_size):
                     files.write(message, seen.message.encode("utf-8", "replace"))
                 self._save(durable=True)
                 break
-            except (_FolderGone, FileNotFoundError):
+            except (_FolderGone, FileNotFoundError, NotADirectoryError):
                 break
             except OSError as error:
+                if error.errno not in files.TRANSIENT:  # somebody put a folder in its place
+                    why = f"job {self._record.job_id}: its end could not be recorded ({error})"
+                    self._house.journal.error(why)
+                    break
                 self._wait_for_better("cannot record its end", error)
         reason = f"{verdict.reason}" + (f": {verdict.error}" if verdict.error else "")
         self._house.journal.info(f"job {self._record.job_id}: {verdict.state.value} ({reason})")

@@ -120,10 +120,10 @@ class Runs:
         words: list[str] = []
         try:
             info = os.lstat(path)
-            with contextlib.suppress(ValetError):  # a link or FIFO: that it is there is enough
-                words = files.read_regular(path, 200).decode("utf-8", "replace").split()
         except OSError:
             return None
+        with contextlib.suppress(ValetError, OSError):  # not ours to read: its presence is enough
+            words = files.read_regular(path, 200).decode("utf-8", "replace").split()
         if len(words) == 2 and job.seconds_of(words[0]) is not None:
             return AbortMark(words[0], words[1])
         return AbortMark(job.stamp(info.st_mtime), None)

@@ -75,6 +75,16 @@ class Watcher:
         os.write(fd, f"pid {os.getpid()} since {now}\n".encode())
         self._lock_fd = fd
 
+    def _keep_lock(self) -> None:
+        """The watcher's own heartbeat. A lock file that somebody deleted protects nobody."""
+        os.utime(self._lock_fd)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._lock_fd), os.stat(self._house.runs.watcher_lock)):
+                return
+        deleted = self._lock_fd
+        self.acquire()
+        os.close(deleted)
+
     def wake(self, hint: Path | str | None = None) -> None:
         """Look now: at this inbox file, at this job's ABORT, or (None) whether a slot is free."""
         self._wakes.put(hint)
@@ -152,7 +162,11 @@ class Watcher:
             if process.trace(self._house.runs.folder(record.job_id)) is not Trace.NEVER:
                 self._start(record, prompt.path if prompt else None)
             else:
-                path = prompt.path if prompt else self._house.inbox.place(record.inbox_path)
+                path = (
+                    prompt.path
+                    if prompt
+                    else self._house.inbox.place(record.inbox_path, record.job_id)
+                )
                 self._waiting[record.job_id] = _Waiting(record, path)
         self._meet_claimed(scanned)
 
@@ -180,7 +194,7 @@ class Watcher:
 
     def _poll(self) -> None:
         self._notes.clear()
-        os.utime(self._lock_fd)
+        self._keep_lock()
         scanned = self._house.inbox.scan()
         self._meet_claimed(scanned)
         prompts = [prompt for prompt in scanned if not prompt.claimed]
@@ -262,8 +276,9 @@ class Watcher:
         if prompt.claimed and not folder.exists():
             self._start(Record(job_id, repo=prompt.repo), prompt.path)
             return
-        record = self._record_of(prompt)
-        if prompt.claimed and process.trace(folder) is not Trace.NEVER:
+        started = prompt.claimed and process.trace(folder) is not Trace.NEVER
+        record = self._record_of(prompt, started)
+        if started:
             if record.state is State.CREATED:
                 now = job.stamp(self._house.clock())
                 record = job.advance(record, State.RUNNING, now)
@@ -272,7 +287,7 @@ class Watcher:
                 return
         self._enqueue(record, prompt.path)
 
-    def _record_of(self, prompt: Prompt) -> Record:
+    def _record_of(self, prompt: Prompt, started: bool) -> Record:
         job_id = prompt.job_id or ""
         try:
             record = self._house.runs.read(job_id)
@@ -280,7 +295,7 @@ class Watcher:
             self._house.journal.warn(f"{error.detail}; making it anew from {prompt.path}")
             self._house.runs.record_path(job_id).unlink(missing_ok=True)
             record = None
-        return record or self._intake.rebuild(prompt)
+        return record or self._intake.rebuild(prompt, started=started)
 
     def _moved(self, record: Record, prompt: Prompt) -> Record:
         """The record of a queued file that a person moved: the folders are the truth."""
@@ -312,7 +327,7 @@ class Watcher:
             known = record.job_id in self._waiting or self._is_active(record.job_id)
             if record.state is State.CREATED and not known:
                 self._waiting[record.job_id] = _Waiting(
-                    record, self._house.inbox.place(record.inbox_path)
+                    record, self._house.inbox.place(record.inbox_path, record.job_id)
                 )
 
     def _miss(self) -> None:

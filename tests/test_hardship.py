@@ -82,8 +82,8 @@ def test_a_full_disk_acknowledges_nothing_and_loses_nothing(small_valet: Valet) 
 
 def test_a_disk_that_is_full_when_a_job_should_start(small_valet: Valet) -> None:
     valet = small_valet
-    first = valet.submit("fake: wait go")["job_id"]
-    valet.await_state(first, "running")
+    first = valet.submit("fake: say up\nfake: wait go")["job_id"]
+    until(lambda: valet.job(first)["activity"] == "up", "the agent, ready for a signal")
     second = valet.submit("fake: append ran.txt x")["job_id"]
     ballast = fill(valet.root)
     os.killpg(int((valet.runs / first / "agent.pid").read_text()), signal.SIGINT)
