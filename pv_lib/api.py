@@ -257,6 +257,10 @@ class Api:
         """The agent's last message."""
         return self._run_file(request, job_id, "last-message.md", "text/markdown; charset=utf-8")
 
+    def diff(self, request: Request, job_id: str) -> Response:
+        """What the job changed, as `git show` prints it."""
+        return self._run_file(request, job_id, "changes.diff", "text/x-diff; charset=utf-8")
+
     def events(self, request: Request, job_id: str) -> Response:
         """The agent's raw output."""
         return self._run_file(request, job_id, "codex.jsonl", "application/x-ndjson")
@@ -398,6 +402,7 @@ ROUTES: dict[tuple[str, ...], dict[str, Route]] = {
     ("api", "v1", "jobs", _JOB, "retry"): {"POST": Api.retry},
     ("api", "v1", "jobs", _JOB, "prompt"): {"GET": Api.prompt},
     ("api", "v1", "jobs", _JOB, "message"): {"GET": Api.message},
+    ("api", "v1", "jobs", _JOB, "diff"): {"GET": Api.diff},
     ("api", "v1", "jobs", _JOB, "events"): {"GET": Api.events},
 }
 

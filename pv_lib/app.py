@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import queue
+import select
 import signal
 import sys
 import threading
@@ -24,17 +24,19 @@ from pv_lib.api import Api
 from pv_lib.config import Config
 from pv_lib.errors import ConfigFault, ValetError
 from pv_lib.follow import Followers
+from pv_lib.git import Git
 from pv_lib.inbox import Inbox
 from pv_lib.intake import Intake
 from pv_lib.journal import Journal
+from pv_lib.repos import Repos
 from pv_lib.runner import House
 from pv_lib.server import Gate, Server
 from pv_lib.store import Index, Runs
 from pv_lib.watcher import Watcher
-from pv_lib.workspace import Repos
+from pv_lib.workspace import Workspace
 
 VERSION = stamp.VERSION if stamp.COMMIT == "tree" else f"{stamp.VERSION}+{stamp.COMMIT}"
-_WATCHER_DIED = 0  # on the signal queue, beside signal numbers
+_WATCHER_DIED = 0  # beside the numbers of signals
 _ACCEPT_POLL = 0.1  # seconds until a stopping server has noticed
 
 
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(arguments: argparse.Namespace) -> int:
     """Answer HTTP and, unless it is off, watch the inbox; until a signal."""
     site = _Site(os.environ, no_watcher=arguments.no_watcher)
-    signals = _listen_to_signals()
+    signals = _Signals()
     watcher = site.watcher() if site.config.watcher else None
     followers = Followers(site.index, site.journal)
     api = Api(
@@ -99,7 +101,7 @@ def serve(arguments: argparse.Namespace) -> int:
 def watch(_: argparse.Namespace) -> int:
     """Watch the inbox and run the jobs, without HTTP; until a signal."""
     site = _Site(os.environ)
-    signals = _listen_to_signals()
+    signals = _Signals()
     watcher = site.watcher()
     watcher.acquire()
     _start_watcher(watcher, site.journal, signals)
@@ -129,7 +131,7 @@ class _Site:
         runs = Runs(self.config.runs_root)
         self.index = Index(runs)
         self.inbox = Inbox(self.config.inbox_root, self.config.finished_root)
-        self.repos = Repos(self.config.repos_root, environ)
+        self.repos = Repos(self.config.repos_root, Git(environ), self.config.git_clone_url)
         self.intake = Intake(self.config, self.index, self.inbox, self.repos)
 
     def watcher(self) -> Watcher:
@@ -139,6 +141,7 @@ class _Site:
             runs=self.index.runs,
             inbox=self.inbox,
             repos=self.repos,
+            workspace=Workspace(self.config.work_root, self.repos),
             journal=self.journal,
             environ=self.environ,
         )
@@ -160,19 +163,36 @@ def _bind(site: _Site, api: Api) -> Server:
         ) from error
 
 
-def _listen_to_signals() -> queue.SimpleQueue[int]:
-    """Signals only land on this queue, which the main thread waits on.
+class _Signals:
+    """What ends the process, as bytes in a pipe that the main thread reads.
 
+    The interpreter writes them there itself, whichever thread the system interrupts: a main thread
+    that waits for a lock would not hear of a signal that another thread got.
     A handler of our own for SIGINT also resets it for the agents: started by a shell in the
     background, we would otherwise pass on an ignored SIGINT, and an abort would do nothing.
     """
-    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda received, _: signals.put(received))
-    return signals
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(self._write)
+
+    def put(self, number: int) -> None:
+        """As if signal `number` had come."""
+        os.write(self._write, bytes([number]))
+
+    def get(self) -> int:
+        """Wait for the next."""
+        return os.read(self._read, 1)[0]
+
+    def empty(self) -> bool:
+        """Whether none has come since."""
+        return not select.select([self._read], [], [], 0)[0]
 
 
-def _start_watcher(watcher: Watcher, journal: Journal, signals: queue.SimpleQueue[int]) -> None:
+def _start_watcher(watcher: Watcher, journal: Journal, signals: _Signals) -> None:
     def run() -> None:
         try:
             watcher.run()
@@ -183,9 +203,7 @@ def _start_watcher(watcher: Watcher, journal: Journal, signals: queue.SimpleQueu
     threading.Thread(target=run, name="watcher", daemon=True).start()
 
 
-def _run_until_signal(
-    watcher: Watcher | None, journal: Journal, signals: queue.SimpleQueue[int]
-) -> int:
+def _run_until_signal(watcher: Watcher | None, journal: Journal, signals: _Signals) -> int:
     """Wait for the end and let go of the jobs, or (Ctrl-C) abort them first."""
     number = signals.get()
     if watcher and number == signal.SIGINT:
@@ -196,7 +214,7 @@ def _run_until_signal(
     return 1 if number == _WATCHER_DIED else 0
 
 
-def _abort_all(watcher: Watcher, journal: Journal, signals: queue.SimpleQueue[int]) -> None:
+def _abort_all(watcher: Watcher, journal: Journal, signals: _Signals) -> None:
     ids = watcher.abort_running()
     if ids:
         journal.info(f"aborting {', '.join(ids)}; press Ctrl-C again to kill at once")

@@ -28,6 +28,7 @@ class Config:
     root: Path
     inbox_root: Path
     repos_root: Path
+    work_root: Path
     runs_root: Path
     finished_root: Path
     bind_host: str
@@ -47,16 +48,21 @@ class Config:
     codex_sandbox: str
     codex_args: tuple[str, ...]
     codex_env: tuple[str, ...]
+    publish: str
+    pr_command: tuple[str, ...]
+    git_author: tuple[str, str]
+    git_clone_url: str | None
     max_prompt_bytes: int
     max_log_bytes: int
     min_free_bytes: int
 
     @property
     def roots(self) -> dict[str, Path]:
-        """The four folders by their short names, in the order the data goes through them."""
+        """The five folders by their short names, in the order the data goes through them."""
         return {
             "inbox": self.inbox_root,
             "repos": self.repos_root,
+            "work": self.work_root,
             "runs": self.runs_root,
             "finished": self.finished_root,
         }
@@ -81,6 +87,10 @@ LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 SANDBOXES = ("read-only", "workspace-write", "danger-full-access")
 IGNORED = frozenset({"PV_JOB_ID", "PV_URL", "PV_TOKEN"})
 _HOST_NAME = re.compile(r"[a-z0-9_.-]+|\[[0-9a-f:.]+\]")
+_AUTHOR = re.compile(r"([^<>]*[^<>\s]) <([^<>\s]+)>")
+_CLONE_URL = re.compile(
+    r"https?://[^\s@]+|(?:ssh://)?(?:[\w.-]+@)?[\w.-]+:[^\s@]+|ssh://[\w.-]+@[^\s@]+|(?:file://)?/\S+"
+)
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -171,6 +181,29 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _command(text: str) -> tuple[str, ...]:
+    words = _argv(text)
+    if not words:
+        raise ValueError("a program, perhaps with arguments")
+    return words
+
+
+def _author(text: str) -> tuple[str, str]:
+    found = _AUTHOR.fullmatch(text)
+    if not found or not text.isprintable():
+        raise ValueError("Name <address>")
+    return found[1], found[2]
+
+
+def _clone_url(text: str) -> str:
+    if "{repo}" not in text or not _CLONE_URL.fullmatch(text):
+        raise ValueError(
+            "an https, ssh or file address with {owner} and {repo} in it, without a password, "
+            "as https://github.com/{owner}/{repo}.git"
+        )
+    return text
+
+
 def _token(text: str) -> str:
     if len(text) < 16 or not text.isascii() or any(c <= " " or c == "\x7f" for c in text):
         raise ValueError("at least 16 printable ASCII characters without spaces")
@@ -187,6 +220,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("PV_ROOT", "root", "/srv/prompt-valet", _path, "parent of the folders below"),
     Setting("PV_INBOX_ROOT", "inbox_root", "inbox", _path, "the queue: prompts wait here"),
     Setting("PV_REPOS_ROOT", "repos_root", "repos", _path, "your clones, as owner/name"),
+    Setting("PV_WORK_ROOT", "work_root", "work", _path, "the work trees of running jobs"),
     Setting("PV_RUNS_ROOT", "runs_root", "runs", _path, "one folder a job: record and log"),
     Setting("PV_FINISHED_ROOT", "finished_root", "finished", _path, "prompts of ended jobs"),
     Setting("PV_BIND_HOST", "bind_host", "127.0.0.1", _host, "address to listen on"),
@@ -249,6 +283,24 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("PV_CODEX_ARGS", "codex_args", "", _argv, "more arguments for `codex exec`"),
     Setting("PV_CODEX_ENV", "codex_env", "", _names, "further variables to hand to the agent"),
+    Setting(
+        "PV_PUBLISH", "publish", "none", _one_of("none", "push", "pr"), "what becomes of a branch"
+    ),
+    Setting("PV_PR_COMMAND", "pr_command", "gh", _command, "takes the arguments of `gh pr create`"),
+    Setting(
+        "PV_GIT_AUTHOR",
+        "git_author",
+        "Prompt Valet <prompt-valet@localhost>",
+        _author,
+        "author and committer of the jobs' commits",
+    ),
+    Setting(
+        "PV_GIT_CLONE_URL",
+        "git_clone_url",
+        None,
+        _clone_url,
+        "where a missing repository is cloned from",
+    ),
     Setting("PV_MAX_PROMPT_BYTES", "max_prompt_bytes", "1MiB", _size, "largest prompt"),
     Setting("PV_MAX_LOG_BYTES", "max_log_bytes", "256MiB", _size, "an agent that writes more ends"),
     Setting("PV_MIN_FREE_BYTES", "min_free_bytes", "512MiB", _size, "below it no job starts"),

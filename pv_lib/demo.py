@@ -88,10 +88,10 @@ def _one_job(client: Client, root: Path, real: bool, out: TextIO) -> str:
     record: dict[str, Any] = client.call("GET", path)
     _tell(out, "demo: the record:")
     _tell(out, json.dumps({name: record[name] for name in _SHOWN}, indent=2))
-    _tell(out, f"demo: the change in {REPO}:")
-    repository = root / "repos" / REPO
-    _git(repository, "add", "--intent-to-add", "--all")
-    _tell(out, _git(repository, "diff", "--no-ext-diff").rstrip() or "(none)")
+    branch = (record["result"] or {}).get("branch")
+    _tell(out, f"demo: the change in {REPO}, on its branch {branch}:")
+    show = ("show", "--no-ext-diff", "--no-textconv", "--end-of-options", f"{branch}")
+    _tell(out, _git(root / "repos" / REPO, *show).rstrip() if branch else "(none)")
     return str(record["state"])
 
 

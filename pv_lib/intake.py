@@ -22,8 +22,8 @@ from pv_lib.config import Config
 from pv_lib.errors import Conflict, Invalid, KeyReused, NoRoom, NotFound, TooLarge, ValetError
 from pv_lib.inbox import ARCHIVED, CLAIMED, QUEUED, STEM_BYTES, Inbox, Prompt, tidy_stem
 from pv_lib.job import JobIds, Record, State
+from pv_lib.repos import Repos
 from pv_lib.store import Index, Runs
-from pv_lib.workspace import Repos
 
 DEFAULT_FILENAME = "prompt.prompt.md"
 MAX_PRIORITY = 1000

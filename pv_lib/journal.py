@@ -5,9 +5,13 @@ Owns the format alone; what is worth saying is decided where it happens.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+from pathlib import Path
 from typing import TextIO
+
+from pv_lib import files
 
 
 class Journal:
@@ -39,3 +43,35 @@ class Journal:
                 self._stream.flush()
             except (OSError, ValueError):
                 return  # nobody reads; work goes on
+
+
+class Notes:
+    """What cannot be done at present, found anew at each poll.
+
+    Each is said once in the journal; all of them stand in the file at `path`, for the status.
+    """
+
+    def __init__(self, journal: Journal, path: Path) -> None:
+        self._journal = journal
+        self._path = path
+        self._now: set[str] = set()
+        self._told: set[str] = set()
+
+    def clear(self) -> None:
+        """A new poll begins."""
+        self._now.clear()
+
+    def add(self, text: str) -> None:
+        """One sentence for a person."""
+        self._now.add(text)
+
+    def tell(self) -> None:
+        """Say what is new."""
+        if self._now == self._told:
+            return
+        for text in sorted(self._now - self._told):
+            self._journal.error(text)
+        self._told = set(self._now)
+        with contextlib.suppress(OSError):
+            text = "".join(f"{note}\n" for note in sorted(self._now))
+            files.write(self._path, text.encode("utf-8", "replace"))

@@ -1,7 +1,8 @@
 """ONE job from claimed to terminal, told top to bottom.
 
-Prepare the checkout, write prompt.md, start the agent (or adopt the one that an earlier server
-started), carry its output into job.log, heed ABORT, timeout and limits, judge, record, archive.
+Prepare the work tree, write prompt.md, start the agent (or adopt the one that an earlier server
+started), carry its output into job.log, heed ABORT, timeout and limits, judge, bring the work
+home as a branch, record, archive.
 A runner is the only writer of its job's record and log while the job runs. It runs in a thread of
 its own and may wait; it chooses no jobs and answers nobody.
 """
@@ -10,25 +11,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pv_lib import codex, files, frontmatter, job, process
+from pv_lib import codex, files, frontmatter, job, process, publish
 from pv_lib.codex import Transcript, Verdict
 from pv_lib.config import Config
 from pv_lib.errors import JobFailed, ValetError
+from pv_lib.git import Git, GitFailed
 from pv_lib.inbox import Inbox
 from pv_lib.job import Record, State
 from pv_lib.journal import Journal
 from pv_lib.logfile import LogWriter
 from pv_lib.process import Agent, Trace
+from pv_lib.publish import Work
+from pv_lib.repos import Repos
 from pv_lib.store import Runs
-from pv_lib.workspace import Repos
+from pv_lib.timing import Timing
+from pv_lib.workspace import Tree, Workspace
 
 TICK = 0.02  # seconds between two looks at the agent: a line is in the log this much later
 _READ = 512 << 10  # bytes of raw output per look, so that a flood cannot hold up an abort
@@ -44,6 +48,7 @@ class House:
     runs: Runs
     inbox: Inbox
     repos: Repos
+    workspace: Workspace
     journal: Journal
     environ: Mapping[str, str]
     clock: Callable[[], float] = time.time
@@ -51,6 +56,10 @@ class House:
 
 class _Left(Exception):
     """The server is leaving: the agent goes on and the next server adopts it."""
+
+
+class _Aborted(Exception):
+    """An ABORT came before the agent was started."""
 
 
 class _FolderGone(Exception):
@@ -66,9 +75,12 @@ class Runner:
         self._prompt = prompt
         self._run = house.runs.folder(record.job_id)
         self._leave = threading.Event()
+        config = house.config
+        self._timing = Timing(record, config.job_timeout_seconds, house.clock())
         self._agent: Agent | None = None
         self._seen = Transcript()
         self._ending: Verdict | None = None  # set once: why the agent is being ended
+        self._network = False  # whether the work is on its branch and may go out
         self._told = ""  # the last complaint, so that it is not said every second
         self._next_beat = 0.0
         self._next_save = 0.0
@@ -87,7 +99,9 @@ class Runner:
         except _FolderGone:
             process.end_carriers(job_id, self._house.config.abort_grace_seconds)
             self._house.journal.warn(f"job {job_id}: its run folder was deleted; ended the agent")
-            self._archive(State.ABORTED)
+            with contextlib.suppress(_Left):
+                self._bring_home(self._abort_verdict())
+                self._archive(State.ABORTED)
             return
         except JobFailed as error:
             verdict, exit_code = Verdict(State.FAILED, error.reason, error.detail), None
@@ -98,7 +112,7 @@ class Runner:
             why = f"Prompt Valet failed while it ran this job ({what})"
             verdict, exit_code = Verdict(State.FAILED, "internal_error", why), None
         with contextlib.suppress(_Left):
-            self._finish(verdict, exit_code)
+            self._finish(self._bring_home(verdict), exit_code)
 
     def _live_on(self) -> tuple[Verdict, int | None]:
         """As `_live`, again and again while the system is short of something.
@@ -153,22 +167,53 @@ class Runner:
     def _start(self) -> Agent | None:
         """From claimed to started; None when an ABORT came first."""
         config, job_id = self._house.config, self._record.job_id
+        if self._record.state is State.RUNNING:  # the server was killed: so may its git be
+            process.end_carriers(job_id, _SWEEP_GRACE)
         self._begin()
         self._write_prompt()
-        checkout = self._house.repos.prepare(self._record.repo or "", self._record.branch or "")
+        try:
+            tree = self._prepare()
+        except _Aborted:
+            return None
         program = process.find_program(config.codex_bin, self._house.environ.get("PATH"))
         message = self._run / "last-message.md"
-        argv = codex.command(
-            config, program, self._record.model, checkout.path, message, git=checkout.git
-        )
+        argv = codex.command(config, program, self._record.model, tree.path, message, git=tree.git)
         environ = codex.environment(self._house.environ, config.codex_env)
         (self._run / "job.log").touch()
         if self._abort_asked():
             return None
-        agent = process.spawn(self._run, job_id, argv, checkout.path, environ)
+        agent = process.spawn(self._run, job_id, argv, tree.path, environ)
         self._change(phase="running", pid=agent.pid)
-        self._house.journal.info(f"job {job_id}: started in {checkout.path} (pid {agent.pid})")
+        self._house.journal.info(f"job {job_id}: started in {tree.path} (pid {agent.pid})")
         return agent
+
+    def _prepare(self) -> Tree:
+        record = self._record
+        git = self._git(self._heed_preparing)
+        tree, _ = self._house.workspace.prepare(
+            record.repo or "", record.branch or "", record.filename, record.job_id, git
+        )
+        began = {"branch": tree.branch, "base": tree.base, "commit": None}
+        self._change(result={**began, "notes": list(tree.notes)} if tree.notes else began)
+        self._save()
+        return tree
+
+    def _git(self, tick: Callable[[], None]) -> Git:
+        """git in this job's name: a killed server's is found by the marker, as the agent is."""
+        name, address = self._house.config.git_author
+        author = {"GIT_AUTHOR_NAME": name, "GIT_AUTHOR_EMAIL": address}
+        committer = {"GIT_COMMITTER_NAME": name, "GIT_COMMITTER_EMAIL": address}
+        marker = {process.MARKER: self._record.job_id}
+        return Git({**self._house.environ, **author, **committer, **marker}, tick)
+
+    def _heed_preparing(self) -> None:
+        if self._leave.is_set():
+            raise _Left
+        self._note()
+        if self._abort_asked():
+            raise _Aborted
+        if self._timing.timed_out:
+            raise JobFailed("timeout", f"no work tree within the job's {self._timing.timeout:g} s")
 
     def _begin(self) -> None:
         if self._record.state is State.CREATED:
@@ -208,13 +253,12 @@ class Runner:
         with raw, log:
             raw.seek(0)
             pipe = LogWriter(raw, log, self._seen)
-            timing = _Timing(self._house, self._record)
             while True:
                 over = not agent.alive()  # asked before the read: what came before is all there
                 pipe.pump(_READ)
                 if over:
                     break
-                self._look_around(agent, timing, pipe.size)
+                self._look_around(agent, pipe.size)
                 self._note()
                 if self._leave.wait(TICK):
                     self._save()
@@ -232,27 +276,27 @@ class Runner:
                 pipe.flush()
                 self._note()
 
-    def _look_around(self, agent: Agent, timing: _Timing, size: int) -> None:
+    def _look_around(self, agent: Agent, size: int) -> None:
         config = self._house.config
         if self._ending is None:
-            self._ending = self._reason_to_end(timing, size)
+            self._ending = self._reason_to_end(size)
             if self._ending and self._ending.state is State.FAILED:  # for the next server
                 self._change(reason=self._ending.reason, error=self._ending.error)
                 self._save()
         if self._ending is not None:
-            timing.push(agent, self._record.job_id, config.abort_grace_seconds)
+            self._timing.push(agent, self._record.job_id, config.abort_grace_seconds)
 
-    def _reason_to_end(self, timing: _Timing, size: int) -> Verdict | None:
+    def _reason_to_end(self, size: int) -> Verdict | None:
         limit = self._house.config.max_log_bytes
         if self._abort_asked():
             return self._abort_verdict()
-        if timing.timed_out:
-            why = f"the agent was ended after its {timing.timeout:g} s"
+        if self._timing.timed_out:
+            why = f"the agent was ended after its {self._timing.timeout:g} s"
             return Verdict(State.FAILED, "timeout", why)
         if size > limit:
             why = f"the agent was ended: it wrote more than PV_MAX_LOG_BYTES={limit}"
             return Verdict(State.FAILED, "log_limit", why)
-        if self._seen.turn and timing.turn_over(self._house.config.abort_grace_seconds):
+        if self._seen.turn and self._timing.turn_over(self._house.config.abort_grace_seconds):
             return codex.judge(self._seen, 0)
         return None
 
@@ -296,6 +340,66 @@ class Runner:
                 raise
             self._next_save = time.monotonic() + 1
             self._tell("cannot write its record", error)
+
+    def _bring_home(self, verdict: Verdict) -> Verdict:
+        """What the agent left becomes a branch and the record's result; the verdict with that."""
+        work = self._work(partial=verdict.state is not State.SUCCEEDED)
+        if work is None:
+            return verdict
+        self._show(phase="publishing")
+        house, git = self._house, self._git(self._heed_publishing)
+        result = None
+        while result is None:
+            try:
+                result = publish.bring_home(
+                    work, house.config, house.workspace, git, self._tell_result
+                )
+            except OSError as error:
+                if error.errno in files.TRANSIENT:
+                    self._wait_for_better("cannot be brought home", error)
+                else:
+                    result = publish.kept(work, str(error))
+        self._show(result=result)
+        if (
+            not (work.partial or result.get("commit") or "publish_error" in result)
+            and work.tree.git
+        ):
+            return replace(verdict, reason="no_changes")
+        return verdict
+
+    def _work(self, *, partial: bool) -> Work | None:
+        """What is to be brought home; None where the agent never had a place to work."""
+        record = self._record
+        result = record.result or {}
+        where = (record.repo or "", record.filename, record.job_id)
+        tree = self._house.workspace.tree(*where, base=result.get("base"))
+        if record.result is None and not (tree.git and tree.path.exists()):
+            return None
+        try:
+            prompt = (self._run / "prompt.md").read_text("utf-8", "replace")
+        except OSError:
+            prompt = ""
+        title, said = publish.title_of(prompt), self._seen.message or ""
+        return Work(record, tree, self._run, title, said, partial)
+
+    def _tell_result(self, result: dict[str, Any]) -> None:
+        """The work is safe: from here on an abort ends what needs the network."""
+        self._network = True
+        self._show(result=result)
+
+    def _heed_publishing(self) -> None:
+        if self._leave.is_set():
+            raise _Left
+        with contextlib.suppress(_FolderGone):
+            self._note()
+            if self._network and self._abort_asked():
+                raise GitFailed("an abort came first")
+
+    def _show(self, **changes: Any) -> None:
+        """Into the record, as long as there is a run folder for it."""
+        self._change(**changes)
+        with contextlib.suppress(_FolderGone):
+            self._save()
 
     def _finish(self, verdict: Verdict, exit_code: int | None) -> None:
         """The terminal record, durable, then the prompt's file to the finished root."""
@@ -342,41 +446,3 @@ class Runner:
 
     def _now(self) -> str:
         return job.stamp(self._house.clock())
-
-
-class _Timing:
-    """How long the job may take, and how far its ending has come. Monotonic seconds inside."""
-
-    def __init__(self, house: House, record: Record) -> None:
-        limits = [house.config.job_timeout_seconds, record.timeout_seconds or 0]
-        self.timeout = min((limit for limit in limits if limit > 0), default=0.0)
-        began = job.seconds_of(record.started_at)
-        age = max(0.0, house.clock() - began) if began else 0.0
-        self._started = time.monotonic() - age
-        self._turn_seen: float | None = None
-        self._asked: float | None = None
-        self._steps = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
-
-    @property
-    def timed_out(self) -> bool:
-        return bool(self.timeout) and time.monotonic() - self._started > self.timeout
-
-    def turn_over(self, grace: float) -> bool:
-        """Whether the turn has been finished for `grace` seconds with the process still there."""
-        now = time.monotonic()
-        self._turn_seen = self._turn_seen or now
-        return now - self._turn_seen > grace
-
-    def push(self, agent: Agent, job_id: str, grace: float) -> None:
-        """The next signal when it is due: SIGINT at once, SIGTERM halfway, SIGKILL at the end."""
-        now = time.monotonic()
-        self._asked = self._asked or now
-        due = (0.0, grace / 2, grace)[3 - len(self._steps)] if self._steps else float("inf")
-        if now - self._asked < due:
-            return
-        step = self._steps.pop(0)
-        agent.signal(step)
-        if step is signal.SIGKILL:
-            process.end_carriers(job_id, 0)
-        else:
-            agent.signal(signal.SIGCONT)

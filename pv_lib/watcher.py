@@ -18,11 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pv_lib import files, job, process
+from pv_lib import job, process
 from pv_lib.errors import BadRecord, WatcherHeld
+from pv_lib.git import Git
 from pv_lib.inbox import Prompt
 from pv_lib.intake import Intake, free_bytes
 from pv_lib.job import Record, State
+from pv_lib.journal import Notes
 from pv_lib.process import Trace
 from pv_lib.runner import House, Runner
 from pv_lib.store import Index
@@ -49,14 +51,13 @@ class Watcher:
         self._wakes: queue.SimpleQueue[Path | str | None] = queue.SimpleQueue()
         self._waiting: dict[str, _Waiting] = {}
         self._missing: set[str] = set()  # queued jobs whose file the last scan did not find
-        self._notes: set[str] = set()  # what cannot be done at present
-        self._told: set[str] = set()  # of it, what the journal and the status have been told
+        self._notes = Notes(house.journal, house.runs.watcher_notes)
         self._next_search = 0.0  # when to look for queued records without a file
         self._changed = threading.Condition()  # guards the four below; told when a job ends
         self._stopping = False
         self._active: dict[str, Runner] = {}
         self._threads: dict[str, threading.Thread] = {}
-        self._busy: dict[str, str] = {}  # checkout -> the job in it
+        self._busy: dict[str, str] = {}  # folder without git -> the job in it
         self._lock_fd = -1
 
     def acquire(self) -> None:
@@ -105,9 +106,9 @@ class Watcher:
                     next_poll = time.monotonic() + interval / (4 if quick else 1)
                 self._dispatch()
             except OSError as error:
-                self._note(f"the watcher cannot work: {error}")
+                self._notes.add(f"the watcher cannot work: {error}")
                 next_poll = time.monotonic() + self._house.config.poll_interval_seconds
-            self._tell_notes()
+            self._notes.tell()
             self._await_wake(next_poll)
 
     def stop(self) -> None:
@@ -149,8 +150,7 @@ class Watcher:
     def _recover(self) -> None:
         """What an earlier server left: running jobs first, so that their logs go on at once.
 
-        Nothing is dispatched before this is through: a living agent's checkout must count as
-        busy.
+        Nothing is dispatched before this is through: a folder with a living agent is busy.
         """
         self._house.inbox.clear_temps(self._house.clock())
         scanned = self._house.inbox.scan()
@@ -169,6 +169,25 @@ class Watcher:
                 )
                 self._waiting[record.job_id] = _Waiting(record, path)
         self._meet_claimed(scanned)
+        with contextlib.suppress(RuntimeError):  # no thread to spare: the next start clears up
+            threading.Thread(target=self._clear_leftovers, name="clear", daemon=True).start()
+
+    def _clear_leftovers(self) -> None:
+        """Work trees that a crash left; it may take a while."""
+        git = Git(self._house.environ)
+        for fault in self._house.workspace.clear(self._needs_tree, git):
+            self._house.journal.warn(fault)
+
+    def _needs_tree(self, job_id: str) -> bool:
+        if self._is_active(job_id):
+            return True
+        try:
+            record = self._house.runs.read(job_id)
+        except (BadRecord, OSError):
+            return True
+        return record is not None and (
+            not record.state.terminal or "work_tree" in (record.result or {})
+        )
 
     def _meet_claimed(self, prompts: list[Prompt]) -> None:
         """Claimed files that nobody is at work on: a crash, or an archive that did not succeed."""
@@ -219,7 +238,7 @@ class Watcher:
         except FileNotFoundError:
             return  # gone between the scan and now
         except OSError as error:
-            self._note(f"{prompt.path} cannot be taken: {error.strerror}")
+            self._notes.add(f"{prompt.path} cannot be taken: {error.strerror}")
 
     def _try_job(self, step: Callable[[_Waiting], None], waiting: _Waiting) -> None:
         """One job that cannot be handled must not hold up the others."""
@@ -228,7 +247,7 @@ class Watcher:
         except FileNotFoundError:
             return  # withdrawn or moved just now: the next poll tells
         except OSError as error:
-            self._note(f"job {waiting.record.job_id} must wait: {error}")
+            self._notes.add(f"job {waiting.record.job_id} must wait: {error}")
 
     def _take(self, prompt: Prompt) -> None:
         self._enqueue(*self._intake.take(prompt))
@@ -357,18 +376,18 @@ class Watcher:
         self._house.journal.info(_ended_line(ended))
 
     def _dispatch(self) -> None:
-        """Claim and start what may start: slots, one job per checkout, room on the disk."""
+        """Claim and start what may start: slots, room on the disk, one job in a plain folder."""
         if not self._waiting or not self._has_room():
             return
-        passed: set[str] = set()  # checkouts a job must wait for; none behind it may overtake
+        passed: set[str] = set()  # folders a job must wait for; none behind it may overtake
         for waiting in sorted(self._waiting.values(), key=lambda w: job.queue_order(w.record)):
-            checkout = self._house.repos.checkout_key(waiting.record.repo or "")
+            folder = self._house.repos.exclusive(waiting.record.repo or "")
             with self._changed:
                 if self._stopping or len(self._active) >= self._house.config.max_running:
                     return
-                if checkout in self._busy:
-                    passed.add(checkout)
-            if checkout not in passed:
+                if folder is not None and folder in self._busy:
+                    passed.add(folder)
+            if folder not in passed:
                 self._try_job(self._claim, waiting)
 
     def _claim(self, waiting: _Waiting) -> None:
@@ -381,7 +400,7 @@ class Watcher:
 
     def _start(self, record: Record, path: Path | None) -> None:
         runner = Runner(self._house, record, path)
-        checkout = self._house.repos.checkout_key(record.repo or "")
+        folder = self._house.repos.exclusive(record.repo or "")
         name = f"job-{record.job_id[-8:]}"
         thread = threading.Thread(
             target=self._see_through, args=(record.job_id, runner), name=name, daemon=True
@@ -391,7 +410,8 @@ class Watcher:
                 return  # claimed and not started: the next server starts it
             self._active[record.job_id] = runner
             self._threads[record.job_id] = thread
-            self._busy[checkout] = record.job_id
+            if folder is not None:
+                self._busy[folder] = record.job_id
         try:
             thread.start()
         except RuntimeError as error:  # the next poll meets its claimed file
@@ -413,25 +433,11 @@ class Watcher:
 
     def _has_room(self) -> bool:
         limit = self._house.config.min_free_bytes
-        enough = free_bytes(self._house.runs.root) >= limit
-        if not enough:
-            root = self._house.runs.root
-            self._note(f"no job starts: {root} is below PV_MIN_FREE_BYTES={limit}")
-        return enough
-
-    def _note(self, text: str) -> None:
-        self._notes.add(text)
-
-    def _tell_notes(self) -> None:
-        """What cannot be done: each said once in the journal, all of it for the status."""
-        if self._notes == self._told:
-            return
-        for text in sorted(self._notes - self._told):
-            self._house.journal.error(text)
-        self._told = set(self._notes)
-        with contextlib.suppress(OSError):
-            text = "".join(f"{note}\n" for note in sorted(self._notes))
-            files.write(self._house.runs.watcher_notes, text.encode("utf-8", "replace"))
+        for root in (self._house.runs.root, self._house.workspace.root):
+            if free_bytes(root) < limit:
+                self._notes.add(f"no job starts: {root} is below PV_MIN_FREE_BYTES={limit}")
+                return False
+        return True
 
 
 def _ended_line(record: Record) -> str:

@@ -1,207 +1,390 @@
-"""Repositories: which exist, with which branches, and a checkout for a job to work in.
+"""One job's work tree: from the newest branch head to a commit on a branch of its own.
 
-Answers come from git's own files where they are plain, so that a submission costs no process;
-git itself is asked for everything else, by argv, with the repository's hooks and monitors off.
-Knows nothing of prompts, records or agents.
+    work/<job_id>                  where the agent works
+    codex/<name>-<8 hex digits>    the branch that its change comes back on
+
+Every step can be repeated after a crash: what is half-made is made anew, what is there is taken.
+git is told where the work tree's own files lie, never asked to find them through the tree, for
+the agent may have written there whatever it likes. Knows nothing of records or agents; pushes
+nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
-import subprocess
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
-from pv_lib.errors import Invalid, JobFailed, NotFound, ValetError
-from pv_lib.job import BRANCH, OWNER, REPO
+from pv_lib.errors import JobFailed, ValetError
+from pv_lib.git import Git, GitFailed, reason, scrub
+from pv_lib.repos import Repos, git_folders, is_git
 
-PLAIN_BRANCH = "main"  # the one branch that a folder without git is taken to have
-_GIT = ("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
-_GIT_SECONDS = 60.0
+NETWORK_SECONDS = 600.0  # a fetch or a push
+CLONE_SECONDS = 3600.0
+_SLUG_CHARS = 40
+_CLONING = ".pv-clone-"
+_OURS = re.compile(r"[0-9a-f]{32}")
+_SHORTSTAT = re.compile(r"(\d+) (file|insertion|deletion)")
 
 
 @dataclass(frozen=True)
-class Checkout:
-    """Where a job works. `git` is false for a folder without git."""
+class Tree:
+    """Where one job works. Without git `branch` is None and `path` is the folder itself.
+
+    `base` is the commit it began from; None where it was forgotten. `notes` are sentences for
+    whoever reads the result.
+    """
 
     path: Path
-    git: bool
+    repository: Path
+    branch: str | None
+    base: str | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def git(self) -> bool:
+        """Whether it is a work tree of a git repository."""
+        return self.branch is not None
+
+    @property
+    def admin(self) -> Path:
+        """git's own folder for this work tree, named after it by `git worktree add`."""
+        return git_folders(self.repository)[1] / "worktrees" / self.path.name
+
+    def where(self) -> dict[str, str]:
+        """The variables that point git at this tree, whatever lies in it."""
+        return {"GIT_DIR": str(self.admin), "GIT_WORK_TREE": str(self.path)}
 
 
-class Repos:
-    """The operator's clones under the repos root, as `<owner>/<name>`."""
+@dataclass(frozen=True)
+class Change:
+    """What came of a work tree: its last commit, None where nothing changed, and counts."""
 
-    def __init__(self, root: Path, environ: Mapping[str, str]) -> None:
+    base: str | None
+    commit: str | None
+    files_changed: int = 0
+    insertions: int = 0
+    deletions: int = 0
+    notes: tuple[str, ...] = ()
+
+
+class Workspace:
+    """Every job's work tree, under the work root."""
+
+    def __init__(self, root: Path, repos: Repos) -> None:
         self.root = root
-        ours = {name: value for name, value in environ.items() if not name.startswith("PV_")}
-        self._environ = {**ours, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"}
+        self._repos = repos
+        self._guard = threading.Lock()  # guards _locks and _fetched
+        self._locks: dict[str, threading.Lock] = {}  # by repository: what git must not do at once
+        self._fetched: dict[tuple[str, str], float] = {}  # when a branch's last fetch began
 
-    def all(self) -> Iterator[tuple[str, str]]:
-        """Every (repo, branch) pair that a submission may name, sorted."""
-        for owner in _folders(self.root):
-            for name in _folders(self.root / owner):
-                repo = f"{owner}/{name}"
-                if REPO.fullmatch(repo):
-                    branches = _branches(self.root / repo, self._environ)
-                    yield from ((repo, branch) for branch in sorted(branches))
+    def tree(self, repo: str, filename: str | None, job_id: str, base: str | None) -> Tree:
+        """The work tree that a job has or would have; nothing is touched."""
+        repository = self._repos.root / repo
+        if repository.exists() and not is_git(repository):
+            return Tree(repository, repository, None, None)
+        return Tree(self.root / job_id, repository, branch_name(filename, job_id), base)
 
-    def full_name(self, repo: str) -> str:
-        """`owner/name` for what a person wrote; a bare `name` serves where one owner has it.
+    def prepare(
+        self, repo: str, branch: str, filename: str | None, job_id: str, git: Git
+    ) -> tuple[Tree, Git]:
+        """A fresh work tree from the newest head of `branch`, and the git to use with it.
 
-        Raises Invalid for a name that cannot be or that several owners have, NotFound for one
-        that nobody has.
+        A repository that is missing is cloned first. Raises JobFailed: `unknown_target` where
+        repository or branch are not there, `workspace_failed` with git's own reason; OSError
+        where the system is short of something.
         """
-        if OWNER.fullmatch(repo):
-            owners = [owner for owner in _folders(self.root) if (self.root / owner / repo).is_dir()]
-            if len(owners) > 1:
-                names = ", ".join(f"{owner}/{repo}" for owner in owners)
-                raise Invalid.of([("repo", f"several owners have {repo}: name one of {names}")])
-            repo = f"{owners[0]}/{repo}" if owners else repo
-        elif not REPO.fullmatch(repo):
-            raise Invalid.of([("repo", "must be owner/name, of letters, digits, dot, - and _")])
-        if "/" not in repo or not (self.root / repo).is_dir():
-            why = f"there is no repository {repo} in {self.root}: clone it there first"
-            raise NotFound(why, [("repo", why)])
-        return repo
-
-    def check_branch(self, repo: str, branch: str) -> None:
-        """See that `repo`, an existing owner/name, has `branch`: else Invalid or NotFound."""
-        if not BRANCH.fullmatch(branch):
-            raise Invalid.of([("branch", "is not a branch name that git would take")])
-        path = self.root / repo
-        loose = (Path(".git/refs", place, branch) for place in ("heads", "remotes/origin"))
-        if any((path / ref).is_file() for ref in loose) or branch in _branches(path, self._environ):
-            return
-        why = f"the repository {repo} has no branch {branch}"
-        raise NotFound(why, [("branch", why)])
-
-    def checkout_key(self, repo: str) -> str:
-        """What two jobs must not use at once: the same checkout, by its real path."""
         try:
-            return os.path.realpath(self.root / repo)
-        except ValueError:  # a record by other hands may name anything
-            return repo
-
-    def prepare(self, repo: str, branch: str) -> Checkout:
-        """The repository's checkout, switched to `branch`.
-
-        Raises JobFailed: `unknown_target` where the repository or branch is not there (any
-        more), `workspace_failed` with git's own reason where the switch cannot be done.
-        """
-        path = self.root / repo
-        try:
-            self.check_branch(self.full_name(repo), branch)
+            self._repos.full_name(repo)
+            if self._repos.is_missing(repo):
+                self._clone(repo, job_id, git)
+            tree = self.tree(repo, filename, job_id, None)
+            if tree.branch is None:
+                self._repos.check_branch(repo, branch)
+                return tree, git
+            git = git.closed_to(tree.repository)
+            tree = self._fetch(tree, branch, git)
+            tree = replace(tree, base=self._newest(tree, repo, branch, git))
+            with self._alone(tree.repository, git):
+                self._remove(tree, git)
+                path, base = str(tree.path), tree.base or ""
+                how = ("--quiet", "--no-checkout", "--no-track", "-B", tree.branch or "")
+                git.ask("worktree", "add", *how, "--", path, base, cwd=tree.repository)
+            git.ask("reset", "--hard", "--quiet", cwd=tree.path, env=tree.where())
+        except JobFailed:
+            raise
+        except GitFailed as error:
+            why = f"no work tree of {repo} could be made: {error.detail}"
+            raise JobFailed("workspace_failed", why) from error
         except ValetError as error:
             raise JobFailed("unknown_target", error.detail) from error
-        if not _is_git(path):
-            return Checkout(path, git=False)
-        if _head_branch(path) != branch:
-            done = _git(path, self._environ, "switch", "--quiet", branch, "--")
-            if done.returncode:
-                reason = _first_line(done.stderr)
-                why = f"git could not switch {repo} to {branch}: {reason}"
-                raise JobFailed("workspace_failed", why)
-        return Checkout(path, git=True)
+        return replace(tree, notes=(*tree.notes, *_left_empty(tree, git))), git
+
+    def harvest(self, tree: Tree, branch: str, message: str, git: Git) -> Change:
+        """Everything the agent left, as commits on the job's branch.
+
+        `branch` is the one it began from, `message` what its own commit says, where it made none
+        itself. Raises GitFailed; nothing is lost then.
+        """
+        if not (tree.path.is_dir() and tree.admin.is_dir()):
+            return self._counted(tree, branch, self._tip(tree, git), git)
+        for name in ("index.lock", "HEAD.lock"):  # of a git that was killed with the agent
+            (tree.admin / name).unlink(missing_ok=True)
+        (git_folders(tree.repository)[1] / f"refs/heads/{tree.branch}.lock").unlink(missing_ok=True)
+        here = tree.where()
+        links = _gitlinks(tree, git)
+        notes = [*_clear_submodules(tree, links), *_open_nested(tree.path)]
+        done = git.run("add", "--all", "--ignore-errors", cwd=tree.path, env=here)
+        if done.status:
+            notes.append(f"not everything could be committed: {reason(done)}")
+        left = git.ask("write-tree", cwd=tree.path, env=here)
+        try:
+            head, known = git.ask(
+                "rev-parse", "HEAD", "HEAD^{tree}", cwd=tree.path, env=here
+            ).split()
+        except GitFailed:  # the agent left no valid HEAD
+            head, known = tree.base or "", ""
+        if left != known:
+            parents = ["-p", head] if head else []
+            text = message.encode("utf-8", "replace")
+            argv = ("commit-tree", *parents, "-F", "-", left)
+            done = git.run(*argv, cwd=tree.path, feed=text, env=here)
+            if done.status:
+                raise GitFailed(reason(done))
+            head = done.text
+        git.ask("update-ref", f"refs/heads/{tree.branch}", head, cwd=tree.repository)
+        change = self._counted(tree, branch, head, git)
+        return replace(change, notes=tuple(notes))
+
+    def diff(self, change: Change, repository: Path, git: Git, into: IO[bytes]) -> None:
+        """The change as `git show` would print it. Raises GitFailed."""
+        plain = ("diff", "--no-ext-diff", "--no-textconv", "--no-color")
+        ends = (change.base or "", change.commit or "")
+        done = git.run(*plain, *ends, "--", cwd=repository, into=into)
+        if done.status:
+            raise GitFailed(reason(done))
+
+    def discard(self, tree: Tree, git: Git, *, keep: str | None) -> None:
+        """Remove the work tree and, where there is no commit to `keep`, its branch.
+
+        Raises GitFailed or OSError with what is left.
+        """
+        with self._alone(tree.repository, git):
+            self._remove(tree, git)
+            if keep is None and tree.base and self._tip(tree, git) == tree.base:
+                ref = f"refs/heads/{tree.branch}"
+                git.ask("update-ref", "-d", ref, tree.base, cwd=tree.repository)
+
+    def clear(self, wanted: Callable[[str], bool], git: Git) -> list[str]:
+        """Remove what crashes left: work trees of no job that is `wanted`, half-made clones.
+
+        Returns a sentence for each that could not be removed.
+        """
+        faults = []
+        for tree in [*self._registered(), *self._lying_about()]:
+            if not wanted(tree.path.name):
+                try:
+                    with self._alone(tree.repository, git):
+                        self._remove(tree, git)
+                except (GitFailed, OSError) as error:
+                    faults.append(f"{tree.path} is left over and cannot be removed: {error}")
+        for path in self._repos.root.glob(f"*/{_CLONING}*"):
+            if not wanted(path.name.removeprefix(_CLONING)):
+                shutil.rmtree(path, ignore_errors=True)
+        return faults
+
+    def _registered(self) -> Iterator[Tree]:
+        """The work trees of ours that the repositories know of."""
+        for repo in self._repos.names():
+            repository = self._repos.root / repo
+            for place in (git_folders(repository)[1] / "worktrees").glob("*/gitdir"):
+                with contextlib.suppress(OSError):
+                    path = Path(place.read_text("utf-8", "replace").strip()).parent
+                    if path.parent == self.root and path.name == place.parent.name:
+                        yield Tree(path, repository, "", None)
+
+    def _lying_about(self) -> Iterator[Tree]:
+        """The folders of the work root that a job had."""
+        for path in sorted(self.root.iterdir()):
+            if _OURS.fullmatch(path.name):
+                yield Tree(path, path, "", None)
+
+    def _clone(self, repo: str, job_id: str, git: Git) -> None:
+        target = self._repos.root / repo
+        target.parent.mkdir(exist_ok=True)
+        git = git.closed_to(target.parent)
+        with self._alone(target, git):
+            if target.exists():  # another job has just done it
+                return
+            temp = target.parent / f"{_CLONING}{job_id}"
+            shutil.rmtree(temp, ignore_errors=True)
+            url = self._repos.clone_url(repo)
+            argv = ("clone", "--quiet", "--no-recurse-submodules", "--end-of-options", url)
+            done = git.run(*argv, str(temp), cwd=target.parent, seconds=CLONE_SECONDS)
+            if done.status:
+                shutil.rmtree(temp, ignore_errors=True)
+                raise GitFailed(f"{scrub(url)} could not be cloned: {reason(done)}")
+            temp.rename(target)
+
+    def _fetch(self, tree: Tree, branch: str, git: Git) -> Tree:
+        """What origin has of `branch` by now. Where it cannot be had, what is known must do."""
+        url = git.settings.get("remote.origin.url")
+        if not url:
+            return tree
+        asked = time.monotonic()
+        with self._alone(tree.repository, git):
+            if self._fetched.get((str(tree.repository), branch), -1.0) >= asked:
+                return tree  # another job fetched it while we waited
+            began = time.monotonic()
+            refs = f"+refs/heads/{branch}:refs/remotes/origin/{branch}"
+            how = ("--quiet", "--no-tags", "--no-write-fetch-head", "--end-of-options")
+            try:
+                done = git.run(
+                    "fetch", *how, url, refs, cwd=tree.repository, seconds=NETWORK_SECONDS
+                )
+                failed = reason(done) if done.status else ""
+            except GitFailed as error:
+                failed = error.detail
+            if failed:
+                why = f"origin could not be fetched ({failed}): it began from what was known"
+                return replace(tree, notes=(*tree.notes, why))
+            self._fetched[(str(tree.repository), branch)] = began
+        return tree
+
+    def _newest(self, tree: Tree, repo: str, branch: str, git: Git) -> str:
+        """The commit to begin from: origin's, unless the local branch has it already and more."""
+        local, remote = f"refs/heads/{branch}", f"refs/remotes/origin/{branch}"
+        form = "--format=%(objectname) %(refname)"
+        lines = git.ask("for-each-ref", form, local, remote, cwd=tree.repository).splitlines()
+        heads = {ref: commit for commit, _, ref in (line.partition(" ") for line in lines)}
+        if remote not in heads or heads.get(local) == heads[remote]:
+            if local in heads:
+                return heads[local]
+            self._repos.check_branch(repo, branch)
+            raise GitFailed(f"its branch {branch} has no commit yet: make a first one")
+        if local in heads:
+            ends = (heads[remote], heads[local])
+            done = git.run("merge-base", "--is-ancestor", *ends, cwd=tree.repository)
+            return heads[remote] if done.status else heads[local]
+        return heads[remote]
+
+    def _tip(self, tree: Tree, git: Git) -> str | None:
+        ref = f"refs/heads/{tree.branch}"
+        if not tree.repository.is_dir():
+            return None
+        done = git.run("rev-parse", "--verify", "--quiet", ref, cwd=tree.repository)
+        return done.text if done.status == 0 else None
+
+    def _counted(self, tree: Tree, branch: str, commit: str | None, git: Git) -> Change:
+        base = tree.base
+        if base is None and commit:
+            refs = (f"refs/remotes/origin/{branch}", f"refs/heads/{branch}")
+            for ref in refs:
+                done = git.run("merge-base", commit, ref, cwd=tree.repository)
+                base = base or (done.text if done.status == 0 else None)
+        if commit is None or commit == base:
+            return Change(base, None)
+        if base is None:
+            return Change(None, commit)
+        plain = ("diff", "--no-ext-diff", "--no-textconv", "--shortstat", base, commit, "--")
+        text = git.ask(*plain, cwd=tree.repository)
+        counts = {word: int(number) for number, word in _SHORTSTAT.findall(text)}
+        files, plus, minus = (counts.get(word, 0) for word in ("file", "insertion", "deletion"))
+        return Change(base, commit, files, plus, minus)
+
+    @contextlib.contextmanager
+    def _alone(self, repository: Path, git: Git) -> Iterator[None]:
+        """Hold the repository's lock; wait for it as `git` waits for its calls."""
+        key = os.path.realpath(git_folders(repository)[1] if is_git(repository) else repository)
+        with self._guard:
+            lock = self._locks.setdefault(key, threading.Lock())
+        while not lock.acquire(timeout=0.1):
+            git.tick()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _remove(self, tree: Tree, git: Git) -> None:
+        """The work tree's folder, then what git knows of it; nothing where there is nothing."""
+        if tree.path.exists() or tree.path.is_symlink():
+            _delete(tree.path)
+        if tree.repository != tree.path and tree.admin.exists():
+            argv = ("worktree", "remove", "--force", "--force", "--", str(tree.path))
+            git.ask(*argv, cwd=tree.repository)
 
 
-def _folders(path: Path) -> list[str]:
-    try:
-        with os.scandir(path) as listing:
-            return sorted(i.name for i in listing if not i.name.startswith(".") and i.is_dir())
-    except OSError:
+def branch_name(filename: str | None, job_id: str) -> str:
+    """The job's branch: `codex/<slug of the filename>-<8 hex digits of the id's hash>`."""
+    stem = (filename or "").removesuffix(".md").removesuffix(".prompt").lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", stem)[:_SLUG_CHARS].strip("-") or "job"
+    return f"codex/{slug}-{hashlib.sha256(job_id.encode()).hexdigest()[:8]}"
+
+
+def _gitlinks(tree: Tree, git: Git) -> list[bytes]:
+    """The paths of the submodules in the work tree's index."""
+    listing = git.run("ls-files", "--stage", "-z", cwd=tree.path, env=tree.where()).output
+    entries = (entry.partition(b"\t") for entry in listing.split(b"\0"))
+    return [path for how, _, path in entries if how.startswith(b"160000 ")]
+
+
+def _left_empty(tree: Tree, git: Git) -> list[str]:
+    if not (tree.path / ".gitmodules").exists():
         return []
+    names = ", ".join(os.fsdecode(path) for path in _gitlinks(tree, git))
+    return [f"submodules are empty folders in the work tree: {names}"] if names else []
 
 
-def _is_git(path: Path) -> bool:
-    return (path / ".git").exists()
+def _clear_submodules(tree: Tree, links: list[bytes]) -> list[str]:
+    """Empty each submodule's folder: its commits belong into another repository."""
+    notes = []
+    for link in links:
+        path = tree.path / os.fsdecode(link)
+        if path.is_dir() and not path.is_symlink() and any(path.iterdir()):
+            _delete(path)
+            path.mkdir()
+            notes.append(f"what the agent did in the submodule {os.fsdecode(link)} is not kept")
+    return notes
 
 
-def _git_folders(path: Path) -> tuple[Path, Path]:
-    """Where HEAD lies and where the refs lie: two places in a linked work tree."""
-    own = path / ".git"
+def _open_nested(root: Path) -> list[str]:
+    """Make plain folders of the repositories that the agent made in its tree.
+
+    git would commit such a folder as an empty link, and would run git inside it, with whatever
+    configuration the agent wrote there.
+    """
+    notes = []
+    for folder, folders, names in os.walk(root):
+        if folder != str(root) and ".git" in (*folders, *names):
+            _delete(Path(folder, ".git"))
+            shown = os.path.relpath(folder, root)
+            notes.append(
+                f"{shown} was a repository of its own: its files are kept, not its history"
+            )
+        folders[:] = [name for name in folders if name != ".git"]
+    return notes
+
+
+def _delete(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, closed folders too."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
     try:
-        if own.is_file():
-            own = path / own.read_text("utf-8", "replace").strip().removeprefix("gitdir: ")
-        common = own / (own / "commondir").read_text("utf-8", "replace").strip()
-    except OSError:
-        common = own
-    return own, common
-
-
-def _branches(path: Path, environ: Mapping[str, str]) -> set[str]:
-    """The local branches, those of origin, and the one an empty repository is on."""
-    if not _is_git(path):
-        return {PLAIN_BRANCH}
-    common = _git_folders(path)[1]
-    if (common / "reftable").exists():
-        names = _refs_by_git(path, environ)
-    else:
-        names = _packed(common / "packed-refs") | _loose(common / "refs")
-    names.add(_head_branch(path) or "")
-    return {name for name in names if BRANCH.fullmatch(name)}
-
-
-def _packed(path: Path) -> set[str]:
-    try:
-        lines = path.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return set()
-    refs = (line.partition(" ")[2] for line in lines if line[:1] not in ("#", "^"))
-    return {name for name in map(_branch_of, refs) if name}
-
-
-def _loose(refs: Path) -> set[str]:
-    names = set()
-    for base in (refs / "heads", refs / "remotes" / "origin"):
-        for folder, _, found in os.walk(base):
-            names |= {os.path.relpath(os.path.join(folder, name), base) for name in found}
-    return names
-
-
-def _refs_by_git(path: Path, environ: Mapping[str, str]) -> set[str]:
-    """For the one format of refs that is not plain files."""
-    refs = ("refs/heads", "refs/remotes/origin")
-    try:
-        done = _git(path, environ, "for-each-ref", "--format=%(refname)", *refs)
-    except JobFailed:  # git hangs on it or is not there: no branch can be used
-        return set()
-    return {name for name in map(_branch_of, done.stdout.splitlines()) if name}
-
-
-def _branch_of(ref: str) -> str | None:
-    for prefix in ("refs/heads/", "refs/remotes/origin/"):
-        if ref.startswith(prefix):
-            return ref.removeprefix(prefix)
-    return None
-
-
-def _head_branch(path: Path) -> str | None:
-    try:
-        text = (_git_folders(path)[0] / "HEAD").read_text("utf-8", "replace").strip()
-    except OSError:
-        return None
-    return text.removeprefix("ref: refs/heads/") if text.startswith("ref: refs/heads/") else None
-
-
-def _git(path: Path, environ: Mapping[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            [*_GIT, "-C", str(path), *argv],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_GIT_SECONDS,
-            env=environ,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise JobFailed("workspace_failed", "git is not installed: install it") from None
-    except subprocess.TimeoutExpired:
-        why = f"git {argv[0]} in {path} took over {_GIT_SECONDS:.0f} s"
-        raise JobFailed("workspace_failed", why) from None
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+        shutil.rmtree(path)
+    except PermissionError:
+        path.chmod(0o700)
+        for folder, folders, _ in os.walk(path):
+            for name in folders:
+                inner = Path(folder, name)
+                if not inner.is_symlink():
+                    inner.chmod(0o700)
+        shutil.rmtree(path)

@@ -117,6 +117,8 @@ class Valet:
             "PV_ROOT": str(root),
             "PV_BIND_PORT": "0",
             "PV_CODEX_BIN": str(FAKE),
+            "PV_MAX_RUNNING": "1",
+            "CODEX_FAKE_YARD": str(root / "repos" / REPO),
             "PV_POLL_INTERVAL_SECONDS": "0.2",
             "PV_HEARTBEAT_SECONDS": "0.2",
             "PV_ABORT_GRACE_SECONDS": "2",
@@ -166,6 +168,14 @@ class Valet:
             return Answer(response.status, dict(response.getheaders()), response.read())
         finally:
             connection.close()
+
+    def tree(self, job_id: str) -> Path:
+        """The running job's work tree."""
+        return self.root / "work" / job_id
+
+    def show(self, record: Mapping[str, Any], path: str) -> str:
+        """A file as the job's branch has it."""
+        return git(self.repo, "show", f"{record['result']['branch']}:{path}")
 
     def get(self, path: str) -> Any:
         answer = self.ask("GET", path)

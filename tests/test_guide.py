@@ -51,11 +51,12 @@ def operator(make_valet: Callable[..., Valet]) -> Operator:
     return Operator(valet)
 
 
-# Speaks plain text, and waits for a file `go` in the work tree before it ends.
+# Speaks plain text, and waits for a file `go` before it ends.
 AGENT = """\
 #!/bin/sh
 echo "working"
-while [ ! -e go ]; do sleep 0.05; done
+while [ ! -e "$CODEX_FAKE_YARD/go" ]; do sleep 0.05; done
+echo made > made.txt
 echo "done"
 """
 
@@ -89,6 +90,11 @@ def test_the_day_to_day_commands(operator: Operator) -> None:
     assert "data: working\n" in printed and "data: done\n" in printed
     assert 'event: end\ndata: {"state": "succeeded"' in printed
     assert valet.log(job_id) == "working\ndone\n"
+    ended = valet.await_end(job_id)
+    printed = operator.run("Take up the change", 0, job_id)
+    result, rest = json.JSONDecoder().raw_decode(printed)
+    assert result == ended["result"] and result["branch"].startswith("codex/demo-")
+    assert "+made" in printed[rest:] and result["branch"] in printed[rest:]
 
 
 def test_the_other_ways_in_and_the_second_run(operator: Operator) -> None:

@@ -204,6 +204,7 @@ def limited_valet(tmp_path: Path) -> Iterator[Valet]:
         agent = shutil.copy(FAKE, root / "agent")
         valet = Valet(root, [*program()[:-1], str(archive)], PV_CODEX_BIN=str(agent))
         valet.environ["HOME"] = name
+        shutil.rmtree(valet.repo / ".git")  # a plain folder: git cannot be started either
         if os.geteuid() == 0:
             need(shutil.which("setpriv"), "setpriv", "apt-get install util-linux")
             user = str(NOBODY)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import REPO, Valet, make_repository, until
+from harness import REPO, Valet, until
 
 
 def jobs(valet: Valet) -> list[dict[str, Any]]:
@@ -66,7 +66,8 @@ def test_twelve_drops_run_once_each_in_order_within_the_limits(
     make_valet: Callable[..., Valet],
 ) -> None:
     valet = make_valet(PV_MAX_RUNNING="2")
-    make_repository(valet.root / "repos" / "nova-rey" / "other")
+    for name in ("one", "two"):  # without git: one job at a time in each
+        (valet.root / "repos" / "nova-rey" / name).mkdir()
     valet.start()
     stage = valet.root / "stage"
     stage.mkdir()
@@ -75,7 +76,7 @@ def test_twelve_drops_run_once_each_in_order_within_the_limits(
         steps += f"fake: append ../order.txt {number} ends\n"
         (stage / f"{number:02d}.prompt.md").write_text(steps)
         os.utime(stage / f"{number:02d}.prompt.md", (1e9 + number, 1e9 + number))
-    places = [folder(valet), folder(valet, "nova-rey/other/main")]
+    places = [folder(valet, f"nova-rey/{name}/main") for name in ("one", "two")]
     for number in range(12):
         (stage / f"{number:02d}.prompt.md").rename(places[number % 2] / f"{number:02d}.prompt.md")
     until(lambda: len(jobs(valet)) == 12, "twelve jobs")
@@ -85,7 +86,7 @@ def test_twelve_drops_run_once_each_in_order_within_the_limits(
         nonlocal most
         running = [job for job in jobs(valet) if job["state"] == "running"]
         most = max(most, len(running))
-        assert len({job["repo"] for job in running}) == len(running), "two in one checkout"
+        assert len({job["repo"] for job in running}) == len(running), "two in one folder"
         return all(job["state"] == "succeeded" for job in jobs(valet))
 
     until(all_over, "all succeeded")

@@ -19,10 +19,10 @@ def test_a_submission_runs_to_success(valet: Valet) -> None:
     assert Path(receipt["inbox_path"]).name == f"demo-{receipt['job_id']}.prompt.md"
     record = valet.await_end(receipt["job_id"])
     assert (record["state"], record["reason"], record["exit_code"]) == ("succeeded", "completed", 0)
+    assert valet.show(record, "new.txt") == "some text"
     assert record["thread_id"] == "fake-thread"
     assert record["usage"]["output_tokens"] == 34
     assert record["activity"] is None and record["phase"] is None
-    assert (valet.repo / "new.txt").read_text() == "some text"
     run = valet.runs / receipt["job_id"]
     assert (run / "prompt.md").read_text() == text
     assert (run / "last-message.md").read_text() == "hello"
@@ -279,22 +279,17 @@ def test_priority_goes_before_age(make_valet: Callable[..., Valet]) -> None:
     assert (valet.repo / "order.txt").read_text().split() == ["high", "first", "second", "low"]
 
 
-def test_the_branch_asked_for_is_checked_out(valet: Valet) -> None:
-    job_id = valet.submit("fake: say there", branch="feature/one")["job_id"]
-    record = valet.await_end(job_id)
-    assert record["state"] == "succeeded"
-    assert git(valet.repo, "branch", "--show-current").strip() == "feature/one"
-
-
-def test_a_checkout_git_will_not_switch_fails_with_the_reason(valet: Valet) -> None:
-    git(valet.repo, "switch", "--quiet", "dev")
-    (valet.repo / "README.md").write_text("of dev\n")
-    git(valet.repo, "commit", "--quiet", "--all", "--message", "dev")
-    (valet.repo / "README.md").write_text("unsaved work\n")
-    record = valet.await_end(valet.submit("fake: say there", branch="main")["job_id"])
-    assert (record["state"], record["reason"]) == ("failed", "workspace_failed")
-    assert "README.md" in record["error"] or "overwritten" in record["error"]
-    assert (valet.repo / "README.md").read_text() == "unsaved work\n"
+def test_the_work_begins_from_the_branch_asked_for(valet: Valet) -> None:
+    git(valet.repo, "switch", "--quiet", "feature/one")
+    (valet.repo / "one.txt").write_text("of feature one")
+    git(valet.repo, "add", "--all")
+    git(valet.repo, "commit", "--quiet", "--message", "one")
+    git(valet.repo, "switch", "--quiet", "main")
+    steps = "fake: write two.txt x\nfake: sh cat one.txt > three.txt"
+    record = valet.await_end(valet.submit(steps, branch="feature/one")["job_id"])
+    assert valet.show(record, "three.txt") == "of feature one"
+    assert record["result"]["base"] == git(valet.repo, "rev-parse", "feature/one").strip()
+    assert git(valet.repo, "branch", "--show-current").strip() == "main"
 
 
 def test_retry_queues_the_same_prompt_again(valet: Valet) -> None:
@@ -312,7 +307,7 @@ def test_a_finished_turn_is_a_finished_job_even_if_the_process_stays(valet: Vale
     began = time.monotonic()
     job_id = valet.submit("fake: linger 300")["job_id"]
     record = valet.await_end(job_id)
-    assert (record["state"], record["reason"]) == ("succeeded", "completed")
+    assert (record["state"], record["reason"]) == ("succeeded", "no_changes")
     assert time.monotonic() - began < 60
     assert carriers(job_id) == []
 

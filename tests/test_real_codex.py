@@ -61,11 +61,10 @@ def test_codex_writes_the_file_it_was_asked_for(valet: Valet) -> None:
     job_id = valet.submit(steps)["job_id"]
     record = valet.await_end(job_id)
     assert (record["state"], record["reason"]) == ("succeeded", "completed"), valet.log(job_id)
-    assert (valet.repo / "hello.txt").read_text() == "hello\n"
-    assert (valet.repo / "second.txt").read_text() == "text\n"
-    assert sorted(git(valet.repo, "status", "--porcelain").split()) == sorted(
-        ["??", "hello.txt", "??", "second.txt"]
-    )
+    assert valet.show(record, "hello.txt") == "hello\n"
+    assert valet.show(record, "second.txt") == "text\n"
+    assert record["result"]["files_changed"] == 2
+    assert git(valet.repo, "status", "--porcelain") == ""
     assert len(record["thread_id"]) == 36
     assert record["usage"]["input_tokens"] == 4 * 1200
     log = valet.log(job_id)
@@ -111,7 +110,8 @@ def test_a_turn_that_fails(valet: Valet, step: str, reason: str, error: str) -> 
 
 def test_an_abort_in_mid_command_leaves_nothing_behind(valet: Valet) -> None:
     job_id = valet.submit("model: run echo $$ > pid.txt; sleep 300\n")["job_id"]
-    until(lambda: (valet.repo / "pid.txt").exists() and (valet.repo / "pid.txt").read_text(), "pid")
+    note = valet.tree(job_id) / "pid.txt"
+    until(lambda: note.exists() and note.read_text(), "pid")
     assert len(carriers(job_id)) >= 3
     assert valet.ask("POST", f"/api/v1/jobs/{job_id}/abort").status == 200
     record = valet.await_end(job_id)
@@ -128,13 +128,13 @@ def test_codex_outlives_a_killed_server(
     process = valet.start()
     steps = "model: run touch up; while [ ! -e go ]; do sleep 0.1; done; echo on > on.txt\n"
     job_id = valet.submit(steps + "model: say went on\n")["job_id"]
-    until((valet.repo / "up").exists, "the command running")
+    until((valet.tree(job_id) / "up").exists, "the command running")
     process.stop(signal.SIGKILL)
-    (valet.repo / "go").touch()
+    (valet.tree(job_id) / "go").touch()
     valet.start()
     record = valet.await_end(job_id)
     assert (record["state"], record["exit_code"]) == ("succeeded", 0)
-    assert (valet.repo / "on.txt").read_text() == "on\n"
+    assert valet.show(record, "on.txt") == "on\n"
     assert record["usage"] and record["thread_id"]
     assert "\nwent on\n" in valet.log(job_id)
 

@@ -223,14 +223,15 @@ def test_a_prompt_that_cannot_be_claimed_holds_up_no_other(valet: Valet) -> None
 def test_a_queued_file_moved_to_another_folder_runs_there(make_valet: Callable[..., Valet]) -> None:
     valet = busy_valet(make_valet)
     other = make_repository(valet.root / "repos" / "other" / "thing")
-    queued = valet.submit("fake: append ran.txt x")
+    queued = valet.submit("fake: write ran.txt x")
     place = valet.inbox / "other" / "thing" / "main"
     place.mkdir(parents=True)
     shutil.move(queued["inbox_path"], place)
     until(lambda: valet.job(queued["job_id"])["repo"] == "other/thing", "the record moved")
     (valet.repo / "go").touch()
     assert valet.await_end(queued["job_id"])["state"] == "succeeded"
-    assert (other / "ran.txt").exists() and not (valet.repo / "ran.txt").exists()
+    branch = valet.job(queued["job_id"])["result"]["branch"]
+    assert git(other, "show", f"{branch}:ran.txt") == "x"
 
 
 def test_a_copy_of_a_queued_file_is_a_job_of_its_own(make_valet: Callable[..., Valet]) -> None:
@@ -341,9 +342,8 @@ def test_a_linked_work_tree_is_a_repository_without_asking_git(valet: Valet) -> 
     git(valet.repo, "worktree", "add", "--quiet", "-b", "side", str(linked))
     pairs = [t["branch"] for t in valet.get("/api/v1/targets")["targets"] if "linked" in t["repo"]]
     assert pairs == ["dev", "feature/one", "main", "side"]
-    job_id = valet.submit("fake: append ran.txt x", repo="linked", branch="side")["job_id"]
-    assert valet.await_end(job_id)["state"] == "succeeded"
-    assert (linked / "ran.txt").exists()
+    job_id = valet.submit("fake: write ran.txt x", repo="linked", branch="side")["job_id"]
+    assert valet.show(valet.await_end(job_id), "ran.txt") == "x"
 
 
 def test_long_names_can_be_retried(valet: Valet) -> None:

@@ -8,11 +8,16 @@ It speaks Codex's events, unless `fake: plain` comes first; then it prints text.
     fake: lines N SECONDS   N messages `line 1` … with a pause between them
     fake: stderr TEXT       a line on stderr
     fake: raw TEXT          a line on stdout as it stands
-    fake: write PATH TEXT   write a file, relative to the work tree
+    fake: write PATH TEXT   write a file in the work tree
+    fake: remove PATH       remove a file from the work tree
+    fake: sh TEXT           run a line of shell in the work tree
     fake: append PATH TEXT  add a line to a file
     fake: now PATH          add the Unix time as a line to a file
     fake: wait PATH         wait until the file exists
     fake: env PATH          write the environment, one variable a line
+
+The last four meet the test in the folder CODEX_FAKE_YARD, not in the work tree::
+
     fake: ignore INT|TERM   ignore the signal
     fake: child SECONDS     leave a child in a session of its own behind
     fake: fail-turn TEXT    end with turn.failed and exit status 1
@@ -56,6 +61,7 @@ def complete() -> None:
 def step(name: str, argument: str, where: pathlib.Path) -> None:
     """Do one step."""
     first, _, rest = argument.partition(" ")
+    yard = pathlib.Path(os.environ.get("CODEX_FAKE_YARD", where))
     if name == "say":
         say(argument)
     elif name == "lines":
@@ -68,14 +74,18 @@ def step(name: str, argument: str, where: pathlib.Path) -> None:
         print(argument, flush=True)
     elif name == "write":
         (where / first).write_text(rest)
+    elif name == "remove":
+        (where / first).unlink()
+    elif name == "sh":
+        subprocess.run(argument, shell=True, cwd=where, check=True)
     elif name in ("append", "now"):
-        with (where / first).open("a") as file:
+        with (yard / first).open("a") as file:
             file.write((rest if name == "append" else repr(time.time())) + "\n")
     elif name == "wait":
-        while not (where / first).exists():
+        while not (yard / first).exists():
             time.sleep(0.01)
     elif name == "env":
-        (where / first).write_text("\n".join(f"{k}={v}" for k, v in os.environ.items()))
+        (yard / first).write_text("\n".join(f"{k}={v}" for k, v in os.environ.items()))
     elif name == "ignore":
         signal.signal(getattr(signal, "SIG" + first), signal.SIG_IGN)
     elif name == "child":

@@ -1,0 +1,243 @@
+"""Runs git, and the programs that run git: closed to whatever a repository would have it run.
+
+Every call is an argument vector with its own group, deadline and marker, polls `tick` so that an
+abort or the end of the server stops it, and says in one line what went wrong, without the
+credentials of a URL. Hooks, monitors, filters, and the commands that a repository's own
+configuration names are off; those of the operator's own configuration for the network (ssh,
+credentials) are kept. Knows nothing of jobs, branches or work trees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from pv_lib.errors import ValetError
+
+LOCAL_SECONDS = 1800.0  # a checkout of many gigabytes on a slow disk
+_GRACE = 1.0  # seconds git gets to remove its lock files
+_OUTPUT = 64 << 20  # bytes of an answer that are read; far more than any question here has
+_OFF = (
+    ("core.fsmonitor", "false"),
+    ("core.hooksPath", "/dev/null"),
+    ("core.pager", "cat"),
+    ("commit.gpgSign", "false"),
+    ("push.gpgSign", "false"),
+    ("gc.auto", "0"),
+    ("maintenance.auto", "false"),
+    ("protocol.ext.allow", "never"),
+    ("submodule.recurse", "false"),
+    ("fetch.recurseSubmodules", "false"),
+    ("push.recurseSubmodules", "no"),
+    ("push.followTags", "false"),
+    ("core.safecrlf", "false"),
+)
+# What of a repository's own configuration names a command, and the value that makes it harmless.
+_COMMANDS = (
+    (re.compile(r"core\.(sshcommand|askpass|alternaterefscommand)|credential\..*helper"), ""),
+    (re.compile(r"core\.gitproxy"), "none"),
+    (re.compile(r"diff\.external|diff\..*\.(command|textconv)|remote\..*\.vcs|gpg\..*program"), ""),
+    (re.compile(r"remote\..*\.uploadpack"), "git-upload-pack"),
+    (re.compile(r"remote\..*\.receivepack"), "git-receive-pack"),
+)
+_FILTER = re.compile(r"(filter\..*)\.(?:clean|smudge|process|required)", re.DOTALL)
+# Variables that would point git at another repository than the one it is asked about.
+_LOCAL = frozenset(
+    {
+        *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE"),
+        *("GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_EXTERNAL_DIFF"),
+    }
+)
+_NOTHING: Mapping[str, str] = {}
+_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/@\s'\"]+@", re.IGNORECASE)
+
+
+class GitFailed(ValetError):
+    """git, or a program beside it, did not do what it was asked to; `detail` is its own reason."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a call ended."""
+
+    status: int
+    output: bytes
+    complaint: str  # what it said on stderr, without credentials
+
+    @property
+    def text(self) -> str:
+        """The output as one line of text."""
+        return self.output.decode("utf-8", "replace").strip()
+
+
+class Git:
+    """git for one purpose: an environment, a marker, and `tick`, which may raise to end a call."""
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        tick: Callable[[], None] = lambda: None,
+        overrides: Sequence[tuple[str, str]] = _OFF,
+    ) -> None:
+        self._plain = {
+            name: value
+            for name, value in environ.items()
+            if name not in _LOCAL and (not name.startswith("PV_") or name == "PV_JOB_ID")
+        }
+        self.tick = tick
+        self.settings: Mapping[str, str] = {}  # of the repository it was closed to
+        self.environ = {
+            **self._plain,
+            **_as_variables(overrides, self._plain.get("GIT_CONFIG_COUNT", "0")),
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_OPTIONAL_LOCKS": "0",
+            "LC_ALL": "C.UTF-8",
+        }
+        if not {"GIT_SSH_COMMAND", "GIT_SSH"} & self.environ.keys():
+            self.environ["GIT_SSH_COMMAND"] = "ssh -oBatchMode=yes"
+
+    def closed_to(self, repository: Path) -> Git:
+        """The same, with every command off that the configuration of `repository` names."""
+        done = self.run("config", "--list", "--show-scope", "-z", cwd=repository)
+        if done.status:
+            raise GitFailed(reason(done))
+        found = list(_configured(done.output.decode("utf-8", "surrogateescape")))
+        repositorys = ("local", "worktree")
+        operators = [(key, value) for scope, key, value in found if scope not in repositorys]
+        wanted = dict.fromkeys(key for scope, key, _ in found if scope in repositorys)
+        overrides = list(_OFF)
+        for key in wanted:
+            for pattern, harmless in _COMMANDS:
+                if pattern.fullmatch(key):
+                    overrides.append((key, harmless))
+                    overrides += [pair for pair in operators if pair[0] == key]
+        for name in dict.fromkeys(m[1] for _, key, _ in found if (m := _FILTER.fullmatch(key))):
+            overrides += [(f"{name}.{part}", "") for part in ("clean", "smudge", "process")]
+            overrides.append((f"{name}.required", "false"))
+        environ = dict(self._plain)
+        ssh = [value for key, value in operators if key == "core.sshcommand"]
+        if ssh:
+            environ.setdefault("GIT_SSH_COMMAND", ssh[-1])
+        closed = Git(environ, self.tick, overrides)
+        closed.settings = {key: value for _, key, value in found}
+        return closed
+
+    def ask(self, *argv: str, cwd: Path, env: Mapping[str, str] = _NOTHING) -> str:
+        """The output of a git call as text; `env` is further environment. Raises GitFailed."""
+        done = self.run(*argv, cwd=cwd, env=env)
+        if done.status:
+            raise GitFailed(reason(done))
+        return done.text
+
+    def run(
+        self,
+        *argv: str,
+        cwd: Path,
+        seconds: float = LOCAL_SECONDS,
+        feed: bytes = b"",
+        into: IO[bytes] | None = None,
+        env: Mapping[str, str] = _NOTHING,
+    ) -> Done:
+        """One git call, `argv` without `git`; its output is in `into` or in the answer.
+
+        Raises GitFailed when it takes longer than `seconds` or is not installed, OSError where
+        the system cannot start it now, and whatever `tick` raises; it is ended then.
+        """
+        return self.call(["git", *argv], cwd, seconds=seconds, feed=feed, into=into, env=env)
+
+    def call(
+        self,
+        argv: Sequence[str],
+        cwd: Path,
+        *,
+        seconds: float,
+        feed: bytes = b"",
+        into: IO[bytes] | None = None,
+        env: Mapping[str, str] = _NOTHING,
+    ) -> Done:
+        """As `run`, for another program that calls git."""
+        with contextlib.ExitStack() as stack:
+            given, said, noise = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+            given.write(feed)
+            given.seek(0)
+            try:
+                child = subprocess.Popen(
+                    argv,
+                    cwd=cwd,
+                    stdin=given,
+                    stdout=into or said,
+                    stderr=noise,
+                    env={**self.environ, **env},
+                    start_new_session=True,
+                )
+            except (FileNotFoundError, PermissionError) as error:
+                missing = cwd if not cwd.is_dir() else f"{argv[0]}: install it"
+                raise GitFailed(f"{error.strerror}: {missing}") from error
+            self._await(child, " ".join(argv[:2]), seconds)
+            said.seek(0)
+            noise.seek(0)
+            complaint = scrub(noise.read(1 << 20).decode("utf-8", "replace"))
+            return Done(child.returncode, said.read(_OUTPUT), complaint)
+
+    def _await(self, child: subprocess.Popen[bytes], what: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(timeout=0.1)
+                    return
+                self.tick()
+                if time.monotonic() > deadline:
+                    raise GitFailed(f"{what} took longer than {seconds:g} s and was ended")
+        finally:
+            if child.poll() is None:
+                _end(child)
+
+
+def reason(done: Done) -> str:
+    """Why a call failed: the most telling line of what it said."""
+    lines = [line.strip() for line in done.complaint.splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith(("fatal:", "error:", "ERROR:"))]
+    return (telling or lines or [f"exit status {done.status}"])[0][:1000]
+
+
+def scrub(text: str) -> str:
+    """`text` without user names and passwords in URLs."""
+    return _CREDENTIALS.sub(r"\1", text)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=_GRACE)
+            return
+    child.wait()
+
+
+def _as_variables(overrides: Sequence[tuple[str, str]], before: str) -> dict[str, str]:
+    """Settings as the variables that programs below git take over as well (git-config(1))."""
+    first = int(before) if before.isdigit() else 0
+    variables = {"GIT_CONFIG_COUNT": str(first + len(overrides))}
+    for number, (key, value) in enumerate(overrides, first):
+        variables[f"GIT_CONFIG_KEY_{number}"] = key
+        variables[f"GIT_CONFIG_VALUE_{number}"] = value
+    return variables
+
+
+def _configured(listing: str) -> Iterator[tuple[str, str, str]]:
+    """(scope, key, value) of `git config --list --show-scope -z`."""
+    parts = listing.split("\0")
+    for scope, pair in zip(parts[::2], parts[1::2], strict=False):
+        key, _, value = pair.partition("\n")
+        yield scope, key, value

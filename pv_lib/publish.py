@@ -1,0 +1,192 @@
+"""What becomes of a job's work: the commit, the diff, the push, the pull request.
+
+Called by the job's own thread when its agent is over, and again after a crash: every step finds
+what an earlier try has done. Whatever fails here never costs the work: it is on the branch, or
+its work tree is kept, and the result says so. Knows nothing of agents or of the queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pv_lib.config import Config
+from pv_lib.git import Done, Git, GitFailed, reason, scrub
+from pv_lib.job import Record
+from pv_lib.workspace import NETWORK_SECONDS, Change, Tree, Workspace
+
+_PAUSES = (1.0, 4.0)  # seconds between the tries of what needs the network
+_TITLE_CHARS = 72
+_BODY_CHARS = 60_000  # a forge takes 65,536 characters, a program's argument 128 KiB
+_NO_ROOM = 1 << 20  # bytes; with less, whatever failed may have failed for that
+_THERE = "already exists"  # what gh says of a pull request that an earlier try has made
+_ADDRESS = re.compile(r"https?://\S+")
+_NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One job's work, to be brought home: where it lies and what is said about it.
+
+    `partial` is whether the agent did not complete its turn; `run` the job's run folder.
+    """
+
+    record: Record
+    tree: Tree
+    run: Path
+    title: str
+    message: str
+    partial: bool
+
+
+def bring_home(
+    work: Work,
+    config: Config,
+    workspace: Workspace,
+    git: Git,
+    tell: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """From what the agent left to the record's `result`.
+
+    `tell` is given the result as it stands, before whatever needs the network. Raises what
+    `git.tick` raises, and OSError where the disk is full; call it again then.
+    """
+    tree, known = work.tree, work.record.result or {}
+    if tree.branch is None:
+        why = "no git repository: the agent worked in the folder itself, nothing was committed"
+        return {"branch": None, "commit": None, "notes": [why]}
+    try:
+        git = git.closed_to(tree.repository)
+        change = workspace.harvest(tree, work.record.branch or "", _commit_message(work), git)
+        _write_diff(work, change, workspace, git)
+    except GitFailed as error:
+        _raise_if_full(tree)
+        return kept(work, error.detail)
+    result = _result(known, tree, change, partial=work.partial)
+    try:
+        workspace.discard(tree, git, keep=change.commit)
+    except (GitFailed, OSError) as error:
+        why = f"{tree.path} could not be removed ({error}): remove it by hand"
+        result["notes"] = [*result.get("notes", []), why]
+    tell(result)
+    if change.commit and not work.partial and config.publish != "none":
+        try:
+            result |= _publish(work, config, git)
+        except GitFailed as error:
+            result["publish_error"] = error.detail
+    return result
+
+
+def kept(work: Work, why: str) -> dict[str, Any]:
+    """The result of work that stays where it is, because of `why`."""
+    path = work.tree.path
+    said = f"the work could not be committed ({why}); it is kept in {path}"
+    known = {**(work.record.result or {}), "branch": None, "commit": None}
+    return {**known, "work_tree": str(path), "publish_error": said}
+
+
+def title_of(prompt: str) -> str:
+    """A prompt's first line that says something, as a commit's subject."""
+    lines = (_NOT_TEXT.sub(" ", line).strip().lstrip("#").strip() for line in prompt.splitlines())
+    title = " ".join(next((line for line in lines if line.strip("-=*_ ")), "").split())
+    return title if len(title) <= _TITLE_CHARS else title[: _TITLE_CHARS - 1].rstrip() + "…"
+
+
+def _commit_message(work: Work) -> str:
+    job_id = work.record.job_id
+    partly = ["This is what the agent had done when it ended early."] if work.partial else []
+    said = _NOT_TEXT.sub("", work.message).strip()
+    parts = [work.title or f"Job {job_id}", *partly, said, f"Job {job_id}, run by Prompt Valet."]
+    return "\n\n".join([*filter(None, parts), f"Prompt-Valet-Job: {job_id}"]) + "\n"
+
+
+def _write_diff(work: Work, change: Change, workspace: Workspace, git: Git) -> None:
+    if not (change.base and change.commit and work.run.is_dir()):
+        return
+    temp = work.run / ".changes.diff"
+    with temp.open("wb") as file:
+        workspace.diff(change, work.tree.repository, git, file)
+    temp.rename(work.run / "changes.diff")
+
+
+def _result(known: dict[str, Any], tree: Tree, change: Change, *, partial: bool) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "branch": tree.branch if change.commit else None,
+        "base": change.base,
+        "commit": change.commit,
+        "files_changed": change.files_changed,
+        "insertions": change.insertions,
+        "deletions": change.deletions,
+    }
+    if partial and change.commit:
+        result["partial"] = True
+    notes = [*known.get("notes", []), *change.notes]
+    if notes:
+        result["notes"] = list(dict.fromkeys(notes))
+    return result
+
+
+def _publish(work: Work, config: Config, git: Git) -> dict[str, Any]:
+    """Push the branch and, where that is wanted, ask for a pull request."""
+    branch, repository = work.tree.branch or "", work.tree.repository
+    url = git.settings.get("remote.origin.pushurl") or git.settings.get("remote.origin.url")
+    if not url:
+        raise GitFailed(f"{repository} has no remote origin to push {branch} to")
+    ref = f"refs/heads/{branch}"
+    push = ("git", "push", "--quiet", "--no-verify", "--end-of-options", url, f"{ref}:{ref}")
+    done = _try(push, repository, git)
+    if done.status:
+        raise GitFailed(f"{branch} could not be pushed to {scrub(url)}: {reason(done)}")
+    if config.publish != "pr":
+        return {"pushed": True}
+    body = f"{work.message.strip()[:_BODY_CHARS]}\n\nPrompt Valet job {work.record.job_id}".strip()
+    where = ("--head", branch, "--base", work.record.branch or "")
+    what = ("--title", work.title or f"Job {work.record.job_id}", "--body", body)
+    return {
+        "pushed": True,
+        **_request([*config.pr_command, "pr", "create", *where, *what], repository, git),
+    }
+
+
+def _request(argv: Sequence[str], repository: Path, git: Git) -> dict[str, Any]:
+    """The pull request's address, or why there is none. One that is there already is the one."""
+    try:
+        done = _try(argv, repository, git)
+    except GitFailed as error:
+        return {"publish_error": f"no pull request: {error.detail}"}
+    found = _ADDRESS.findall(done.text + "\n" + done.complaint)
+    if found and (done.status == 0 or _THERE in done.complaint):
+        return {"pull_request": found[-1]}
+    if done.status == 0:
+        return {"publish_error": f"{argv[0]} named no address of a pull request"}
+    return {"publish_error": f"no pull request: {argv[0]} said: {reason(done)}"}
+
+
+def _try(argv: Sequence[str], cwd: Path, git: Git) -> Done:
+    """Call what needs the network, and again where it failed; the last answer."""
+    done = git.call(argv, cwd, seconds=NETWORK_SECONDS)
+    for pause in _PAUSES:
+        if done.status == 0 or _THERE in done.complaint:
+            break
+        until = time.monotonic() + pause
+        while time.monotonic() < until:
+            git.tick()
+            time.sleep(0.05)
+        done = git.call(argv, cwd, seconds=NETWORK_SECONDS)
+    return done
+
+
+def _raise_if_full(tree: Tree) -> None:
+    """What fails for want of room is worth another try."""
+    for place in (tree.path, tree.repository):
+        with contextlib.suppress(FileNotFoundError):
+            info = os.statvfs(place)
+            if info.f_bavail * info.f_frsize < _NO_ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
