@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import signal
 import subprocess
 import tempfile
@@ -24,6 +25,7 @@ from typing import IO
 from pv_lib.errors import ValetError
 
 LOCAL_SECONDS = 1800.0  # a checkout of many gigabytes on a slow disk
+_TICK = 0.1
 _GRACE = 1.0  # seconds git gets to remove its lock files
 _OUTPUT = 64 << 20  # bytes of an answer that are read; far more than any question here has
 _OFF = (
@@ -190,15 +192,17 @@ class Git:
 
     def _await(self, child: subprocess.Popen[bytes], what: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
+        handle = -1
         try:
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(timeout=0.1)
-                    return
+            handle = os.pidfd_open(child.pid)  # tells the end at once, where wait() would poll
+            while not select.select([handle], [], [], _TICK)[0]:
                 self.tick()
                 if time.monotonic() > deadline:
                     raise GitFailed(f"{what} took longer than {seconds:g} s and was ended")
+            child.wait()
         finally:
+            if handle >= 0:
+                os.close(handle)
             if child.poll() is None:
                 _end(child)
 

@@ -22,7 +22,7 @@ from pv_lib.git import Done, Git, GitFailed, reason, scrub
 from pv_lib.job import Record
 from pv_lib.workspace import NETWORK_SECONDS, Change, Tree, Workspace
 
-_PAUSES = (1.0, 4.0)  # seconds between the tries of what needs the network
+_PAUSES = (0.5, 2.5)  # seconds between the tries of what needs the network
 _TITLE_CHARS = 72
 _BODY_CHARS = 60_000  # a forge takes 65,536 characters, a program's argument 128 KiB
 _NO_ROOM = 1 << 20  # bytes; with less, whatever failed may have failed for that

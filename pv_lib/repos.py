@@ -7,6 +7,7 @@ git itself is asked where they are not. Knows nothing of prompts, records, agent
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pv_lib.errors import Invalid, NotFound
 from pv_lib.git import Git, GitFailed
 from pv_lib.job import BRANCH, OWNER, REPO
 
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 PLAIN_BRANCH = "main"  # the one branch that a folder without git is taken to have
 
 
@@ -93,6 +95,24 @@ class Repos:
         except (OSError, ValueError):  # a record by other hands may name anything
             return repo
 
+    def head(self, repo: str, ref: str) -> str | None:
+        """The commit that the full name `ref` stands at in `repo`; None where it is not there.
+
+        Raises GitFailed or OSError where it cannot be known.
+        """
+        path = self.root / repo
+        common = git_folders(path)[1]
+        if (common / "reftable").exists():
+            done = self._git.run("rev-parse", "--verify", "--quiet", ref, cwd=path)
+            return done.text or None
+        try:
+            text = (common / ref).read_text("utf-8", "replace").strip()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            text = _packed_commit(common / "packed-refs", ref)
+        if not text or _COMMIT.fullmatch(text):
+            return text or None
+        return self._git.ask("rev-parse", "--verify", ref, cwd=path)  # a name for another name
+
     def _branches(self, path: Path) -> set[str]:
         """The local branches, those of origin, and the one an empty repository is on."""
         if not path.is_dir():
@@ -153,6 +173,15 @@ def _packed(path: Path) -> set[str]:
         return set()
     refs = (line.partition(" ")[2] for line in lines if line[:1] not in ("#", "^"))
     return {name for name in map(_branch_of, refs) if name}
+
+
+def _packed_commit(path: Path, ref: str) -> str:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return ""
+    end = data.find(b" " + ref.encode() + b"\n")
+    return data[data.rfind(b"\n", 0, end) + 1 : end].decode() if end >= 0 else ""
 
 
 def _loose(refs: Path) -> set[str]:

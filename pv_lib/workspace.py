@@ -262,9 +262,8 @@ class Workspace:
     def _newest(self, tree: Tree, repo: str, branch: str, git: Git) -> str:
         """The commit to begin from: origin's, unless the local branch has it already and more."""
         local, remote = f"refs/heads/{branch}", f"refs/remotes/origin/{branch}"
-        form = "--format=%(objectname) %(refname)"
-        lines = git.ask("for-each-ref", form, local, remote, cwd=tree.repository).splitlines()
-        heads = {ref: commit for commit, _, ref in (line.partition(" ") for line in lines)}
+        found = ((ref, self._repos.head(repo, ref)) for ref in (local, remote))
+        heads = {ref: commit for ref, commit in found if commit}
         if remote not in heads or heads.get(local) == heads[remote]:
             if local in heads:
                 return heads[local]

@@ -74,6 +74,25 @@ def test_codex_writes_the_file_it_was_asked_for(valet: Valet) -> None:
     assert valet.ask("GET", f"/api/v1/jobs/{job_id}/message").body == b"I wrote two files."
 
 
+def test_the_commit_holds_exactly_what_codex_did(valet: Valet) -> None:
+    (valet.repo / "old.txt").write_text("old\n")
+    git(valet.repo, "add", "--all")
+    git(valet.repo, "commit", "--quiet", "--message", "old")
+    steps = "model: run echo new > added.txt; echo more >> README.md; rm old.txt; git status\n"
+    steps += "model: run git commit -qam mine || echo refused\nmodel: say I changed three files.\n"
+    record = valet.await_end(valet.submit(steps)["job_id"])
+    result = record["result"]
+    assert (result["files_changed"], result["insertions"], result["deletions"]) == (3, 2, 1)
+    shown = git(valet.repo, "show", "--format=%B", "--name-status", result["commit"])
+    assert shown.startswith("model: run echo new") and "\n\nI changed three files.\n\n" in shown
+    assert shown.split("\n\n")[-1].lstrip() == "M\tREADME.md\nA\tadded.txt\nD\told.txt\n"
+    assert git(valet.repo, "rev-list", f"{result['base']}..{result['branch']}").split() == [
+        result["commit"]
+    ]
+    assert "refused" in valet.log(record["job_id"])
+    assert git(valet.repo, "status", "--porcelain") == ""
+
+
 def test_a_command_that_fails_is_shown_with_its_status(valet: Valet) -> None:
     steps = "model: run sh -c 'echo out; exit 3'\nmodel: say It failed.\n"
     job_id = valet.submit(steps)["job_id"]
