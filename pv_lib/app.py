@@ -37,7 +37,6 @@ from pv_lib.workspace import Workspace
 
 VERSION = stamp.VERSION if stamp.COMMIT == "tree" else f"{stamp.VERSION}+{stamp.COMMIT}"
 _WATCHER_DIED = 0  # beside the numbers of signals
-_ACCEPT_POLL = 0.1  # seconds until a stopping server has noticed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,17 +82,14 @@ def serve(arguments: argparse.Namespace) -> int:
         watcher.acquire()
         _start_watcher(watcher, site.journal, signals)
     followers.start()
-    accepting = threading.Thread(
-        target=server.serve_forever, args=(_ACCEPT_POLL,), name="accept", daemon=True
-    )
+    accepting = threading.Thread(target=server.serve_forever, name="accept", daemon=True)
     accepting.start()
     host = f"[{server.server_name}]" if ":" in server.server_name else server.server_name
     where = f"http://{host}:{server.server_port}"
     role = "with the watcher" if watcher else "without a watcher"
     site.journal.info(f"Prompt Valet {VERSION} listening on {where}, {role}")
     code = _run_until_signal(watcher, site.journal, signals)
-    server.shutdown()
-    server.server_close()
+    server.stop()
     followers.stop()
     return code
 

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,15 @@ def bring_home(
         return {"branch": None, "commit": None, "notes": [why]}
     try:
         git = git.closed_to(tree.repository)
-        change = workspace.harvest(tree, work.record.branch or "", _commit_message(work), git)
+        branch, message = work.record.branch or "", _commit_message(work)
+        change = workspace.harvest(tree, branch, message, _ended(work), git)
         _write_diff(work, change, workspace, git)
     except GitFailed as error:
         _raise_if_full(tree)
         return kept(work, error.detail)
     result = _result(known, tree, change, partial=work.partial)
     try:
-        workspace.discard(tree, git, keep=change.commit)
+        workspace.discard(replace(tree, base=change.base), git, keep=change.commit)
     except (GitFailed, OSError) as error:
         why = f"{tree.path} could not be removed ({error}): remove it by hand"
         result["notes"] = [*result.get("notes", []), why]
@@ -105,6 +106,13 @@ def _commit_message(work: Work) -> str:
     said = _NOT_TEXT.sub("", work.message).strip()
     parts = [work.title or f"Job {job_id}", *partly, said, f"Job {job_id}, run by Prompt Valet."]
     return "\n\n".join([*filter(None, parts), f"Prompt-Valet-Job: {job_id}"]) + "\n"
+
+
+def _ended(work: Work) -> float:
+    """When the agent wrote its last word, which no restart changes."""
+    with contextlib.suppress(OSError):
+        return (work.run / "codex.jsonl").stat().st_mtime
+    return time.time()
 
 
 def _write_diff(work: Work, change: Change, workspace: Workspace, git: Git) -> None:

@@ -6,6 +6,7 @@ own strict rules (`wire`), the answer comes from `api`. Nothing here knows what 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hmac
 import json
@@ -124,6 +125,13 @@ class Server(ThreadingHTTPServer):
         """Bind without the getfqdn of http.server, which can stall for half a minute."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def stop(self) -> None:
+        """Accept nothing more; to shut the socket wakes the accepting thread at once."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.shutdown()
+        self.server_close()
 
     def get_request(self) -> tuple[Any, Any]:
         """Accept; without a descriptor to spare, wait a little instead of spinning."""

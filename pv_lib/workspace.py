@@ -128,11 +128,13 @@ class Workspace:
             raise JobFailed("unknown_target", error.detail) from error
         return replace(tree, notes=(*tree.notes, *_left_empty(tree, git))), git
 
-    def harvest(self, tree: Tree, branch: str, message: str, git: Git) -> Change:
+    def harvest(self, tree: Tree, branch: str, message: str, when: float, git: Git) -> Change:
         """Everything the agent left, as commits on the job's branch.
 
-        `branch` is the one it began from, `message` what its own commit says, where it made none
-        itself. Raises GitFailed; nothing is lost then.
+        `branch` is the one it began from; `message` and `when` (Unix time) are those of the commit
+        that holds what the agent did not commit itself. The same work gives the same commit, so
+        that one cut short by a crash is made again, not a second one. Raises GitFailed; nothing
+        is lost then.
         """
         if not (tree.path.is_dir() and tree.admin.is_dir()):
             return self._counted(tree, branch, self._tip(tree, git), git)
@@ -156,7 +158,9 @@ class Workspace:
             parents = ["-p", head] if head else []
             text = message.encode("utf-8", "replace")
             argv = ("commit-tree", *parents, "-F", "-", left)
-            done = git.run(*argv, cwd=tree.path, feed=text, env=here)
+            date = f"@{int(when)} +0000"
+            dates = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+            done = git.run(*argv, cwd=tree.path, feed=text, env={**here, **dates})
             if done.status:
                 raise GitFailed(reason(done))
             head = done.text

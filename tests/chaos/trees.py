@@ -90,4 +90,5 @@ def _judge(
     while left() and time.monotonic() < deadline:
         time.sleep(0.05)
     say.none("work trees and locks left over", left(), kills)
-    say.say("git fsck", git(valet.repo, "fsck", "--full", "--strict") or "clean")
+    fault = git(valet.repo, "fsck", "--full", "--strict")
+    say.say("git fsck", fault or "clean", good=not fault)
