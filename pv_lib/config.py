@@ -87,6 +87,7 @@ LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 SANDBOXES = ("read-only", "workspace-write", "danger-full-access")
 IGNORED = frozenset({"PV_JOB_ID", "PV_URL", "PV_TOKEN"})
 _HOST_NAME = re.compile(r"[a-z0-9_.-]+|\[[0-9a-f:.]+\]")
+_USER_INFO = re.compile(r"//[^/\s]*@")
 _AUTHOR = re.compile(r"([^<>]*[^<>\s]) <([^<>\s]+)>")
 _CLONE_URL = re.compile(
     r"https?://[^\s@]+|(?:ssh://)?(?:[\w.-]+@)?[\w.-]+:[^\s@]+|ssh://[\w.-]+@[^\s@]+|(?:file://)?/\S+"
@@ -333,7 +334,7 @@ def read(environ: Mapping[str, str]) -> tuple[Config, list[str]]:
         try:
             values[setting.field] = _read(setting, text)
         except ValueError as error:
-            shown = "…" if setting.name == "PV_API_TOKEN" else text
+            shown = "…" if setting.name == "PV_API_TOKEN" else _USER_INFO.sub("//…@", text)
             faults.append(f"{setting.name}={shown} is not valid: it takes {error}")
             values[setting.field] = _fallback(setting, values)
     if environ.get("PV_API_TOKEN") and environ.get("PV_API_TOKEN_FILE"):

@@ -42,15 +42,17 @@ _OFF = (
     ("push.recurseSubmodules", "no"),
     ("push.followTags", "false"),
     ("core.safecrlf", "false"),
+    ("core.sparseCheckout", "false"),  # or what lies outside of it would not be committed
 )
 # What of a repository's own configuration names a command, and the value that makes it harmless.
 _COMMANDS = (
     (re.compile(r"core\.(sshcommand|askpass|alternaterefscommand)|credential\..*helper"), ""),
     (re.compile(r"core\.gitproxy"), "none"),
     (re.compile(r"diff\.external|diff\..*\.(command|textconv)|remote\..*\.vcs|gpg\..*program"), ""),
-    (re.compile(r"remote\..*\.uploadpack"), "git-upload-pack"),
-    (re.compile(r"remote\..*\.receivepack"), "git-receive-pack"),
 )
+# Of these git takes the first value, so they cannot be overridden; `fetch` and `push` name theirs.
+_PACK = re.compile(r"remote\..*\.(uploadpack|receivepack)")
+_LAZY = re.compile(r"remote\..*\.promisor|extensions\.partialclone")
 _FILTER = re.compile(r"(filter\..*)\.(?:clean|smudge|process|required)", re.DOTALL)
 # Variables that would point git at another repository than the one it is asked about.
 _LOCAL = frozenset(
@@ -60,7 +62,7 @@ _LOCAL = frozenset(
     }
 )
 _NOTHING: Mapping[str, str] = {}
-_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/@\s'\"]+@", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s]*@", re.IGNORECASE)
 
 
 class GitFailed(ValetError):
@@ -96,7 +98,8 @@ class Git:
             if name not in _LOCAL and (not name.startswith("PV_") or name == "PV_JOB_ID")
         }
         self.tick = tick
-        self.settings: Mapping[str, str] = {}  # of the repository it was closed to
+        self._overrides = tuple(overrides)
+        self.settings: dict[str, str] = {}  # of the repository it was closed to
         self.environ = {
             **self._plain,
             **_as_variables(overrides, self._plain.get("GIT_CONFIG_COUNT", "0")),
@@ -107,16 +110,25 @@ class Git:
         if not {"GIT_SSH_COMMAND", "GIT_SSH"} & self.environ.keys():
             self.environ["GIT_SSH_COMMAND"] = "ssh -oBatchMode=yes"
 
-    def closed_to(self, repository: Path) -> Git:
-        """The same, with every command off that the configuration of `repository` names."""
-        done = self.run("config", "--list", "--show-scope", "-z", cwd=repository)
+    def closed_to(self, repository: Path, env: Mapping[str, str] = _NOTHING) -> Git:
+        """The same, with every command off that the configuration of `repository` names.
+
+        What an earlier call has switched off stays off: a configuration can have parts that hold
+        in one work tree (`env` points at it) and not in another; `is_conditional` says so.
+        """
+        done = self.run("config", "--list", "--show-scope", "-z", cwd=repository, env=env)
         if done.status:
             raise GitFailed(reason(done))
         found = list(_configured(done.output.decode("utf-8", "surrogateescape")))
         repositorys = ("local", "worktree")
         operators = [(key, value) for scope, key, value in found if scope not in repositorys]
         wanted = dict.fromkeys(key for scope, key, _ in found if scope in repositorys)
-        overrides = list(_OFF)
+        if any(map(_PACK.fullmatch, wanted)) and any(map(_LAZY.fullmatch, wanted)):
+            raise GitFailed(
+                "it is a partial clone whose configuration names a program for uploadpack or "
+                "receivepack: remove that setting"
+            )
+        overrides = list(self._overrides)
         for key in wanted:
             for pattern, harmless in _COMMANDS:
                 if pattern.fullmatch(key):
@@ -130,8 +142,15 @@ class Git:
         if ssh:
             environ.setdefault("GIT_SSH_COMMAND", ssh[-1])
         closed = Git(environ, self.tick, overrides)
-        closed.settings = {key: value for _, key, value in found}
+        closed.settings = dict(self.settings)
+        for _, key, value in found:
+            closed.settings.setdefault(key, value)  # of several addresses the first
         return closed
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the repository it was closed to has another configuration elsewhere."""
+        return any(key.startswith("includeif.") for key in self.settings)
 
     def ask(self, *argv: str, cwd: Path, env: Mapping[str, str] = _NOTHING) -> str:
         """The output of a git call as text; `env` is further environment. Raises GitFailed."""
@@ -181,9 +200,10 @@ class Git:
                     env={**self.environ, **env},
                     start_new_session=True,
                 )
-            except (FileNotFoundError, PermissionError) as error:
-                missing = cwd if not cwd.is_dir() else f"{argv[0]}: install it"
-                raise GitFailed(f"{error.strerror}: {missing}") from error
+            except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+                if isinstance(error, FileNotFoundError) and cwd.is_dir():
+                    raise GitFailed(f"{argv[0]} is not there: install it") from error
+                raise GitFailed(f"{cwd} cannot be used: {error.strerror}") from error
             self._await(child, " ".join(argv[:2]), seconds)
             said.seek(0)
             noise.seek(0)

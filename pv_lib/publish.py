@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pv_lib import files
 from pv_lib.config import Config
 from pv_lib.git import Done, Git, GitFailed, reason, scrub
 from pv_lib.job import Record
@@ -24,10 +25,10 @@ from pv_lib.workspace import NETWORK_SECONDS, Change, Tree, Workspace
 
 _PAUSES = (0.5, 2.5)  # seconds between the tries of what needs the network
 _TITLE_CHARS = 72
-_BODY_CHARS = 60_000  # a forge takes 65,536 characters, a program's argument 128 KiB
+_BODY_BYTES = 60_000  # a forge takes 65,536 characters, a program's argument 128 KiB
 _NO_ROOM = 1 << 20  # bytes; with less, whatever failed may have failed for that
 _THERE = "already exists"  # what gh says of a pull request that an earlier try has made
-_ADDRESS = re.compile(r"https?://\S+")
+_ADDRESS = re.compile(r"https?://[!-~]{1,2000}")
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -63,7 +64,7 @@ def bring_home(
         why = "no git repository: the agent worked in the folder itself, nothing was committed"
         return {"branch": None, "commit": None, "notes": [why]}
     try:
-        git = git.closed_to(tree.repository)
+        git = workspace.closed_to(tree, git)
         branch, message = work.record.branch or "", _commit_message(work)
         change = workspace.harvest(tree, branch, message, _ended(work), git)
         _write_diff(work, change, workspace, git)
@@ -71,17 +72,26 @@ def bring_home(
         _raise_if_full(tree)
         return kept(work, error.detail)
     result = _result(known, tree, change, partial=work.partial)
-    try:
-        workspace.discard(replace(tree, base=change.base), git, keep=change.commit)
-    except (GitFailed, OSError) as error:
-        why = f"{tree.path} could not be removed ({error}): remove it by hand"
-        result["notes"] = [*result.get("notes", []), why]
+    if not change.complete:
+        _raise_if_full(tree)
+        result["work_tree"] = str(tree.path)
+        result["notes"] = [*result["notes"], f"the rest is kept in {tree.path}"]
+    else:
+        try:
+            workspace.discard(replace(tree, base=change.base), git, keep=change.commit)
+        except (GitFailed, OSError) as error:
+            why = f"{tree.path} could not be removed ({error}): remove it by hand"
+            result["notes"] = [*result.get("notes", []), why]
     tell(result)
     if change.commit and not work.partial and config.publish != "none":
         try:
             result |= _publish(work, config, git)
         except GitFailed as error:
             result["publish_error"] = error.detail
+        except OSError as error:
+            if error.errno in files.TRANSIENT:
+                raise
+            result["publish_error"] = f"{tree.branch} could not be published: {error}"
     return result
 
 
@@ -148,13 +158,16 @@ def _publish(work: Work, config: Config, git: Git) -> dict[str, Any]:
     if not url:
         raise GitFailed(f"{repository} has no remote origin to push {branch} to")
     ref = f"refs/heads/{branch}"
-    push = ("git", "push", "--quiet", "--no-verify", "--end-of-options", url, f"{ref}:{ref}")
+    how = ("--quiet", "--no-verify", "--receive-pack=git-receive-pack", "--end-of-options")
+    push = ("git", "push", *how, url, f"{ref}:{ref}")
     done = _try(push, repository, git)
     if done.status:
         raise GitFailed(f"{branch} could not be pushed to {scrub(url)}: {reason(done)}")
     if config.publish != "pr":
         return {"pushed": True}
-    body = f"{work.message.strip()[:_BODY_CHARS]}\n\nPrompt Valet job {work.record.job_id}".strip()
+    said = _NOT_TEXT.sub("", work.message).strip().encode("utf-8", "replace")[:_BODY_BYTES]
+    text = said.decode("utf-8", "ignore")
+    body = f"{text}\n\nPrompt Valet job {work.record.job_id}".strip()
     where = ("--head", branch, "--base", work.record.branch or "")
     what = ("--title", work.title or f"Job {work.record.job_id}", "--body", body)
     return {
@@ -169,7 +182,7 @@ def _request(argv: Sequence[str], repository: Path, git: Git) -> dict[str, Any]:
         done = _try(argv, repository, git)
     except GitFailed as error:
         return {"publish_error": f"no pull request: {error.detail}"}
-    found = _ADDRESS.findall(done.text + "\n" + done.complaint)
+    found = _ADDRESS.findall(scrub(done.text) + "\n" + done.complaint)
     if found and (done.status == 0 or _THERE in done.complaint):
         return {"pull_request": found[-1]}
     if done.status == 0:

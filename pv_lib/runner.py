@@ -354,16 +354,16 @@ class Runner:
                 result = publish.bring_home(
                     work, house.config, house.workspace, git, self._tell_result
                 )
-            except OSError as error:
-                if error.errno in files.TRANSIENT:
+            except (_Left, _FolderGone):
+                raise
+            except Exception as error:  # noqa: BLE001 - the work stays where it is
+                if isinstance(error, OSError) and error.errno in files.TRANSIENT:
                     self._wait_for_better("cannot be brought home", error)
                 else:
-                    result = publish.kept(work, str(error))
+                    result = publish.kept(work, f"{type(error).__name__}: {error}")
         self._show(result=result)
-        if (
-            not (work.partial or result.get("commit") or "publish_error" in result)
-            and work.tree.git
-        ):
+        something = result.get("commit") or result.get("work_tree")
+        if work.tree.git and not (work.partial or something):
             return replace(verdict, reason="no_changes")
         return verdict
 

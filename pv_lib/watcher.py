@@ -304,6 +304,8 @@ class Watcher:
             if not record.state.terminal:
                 self._start(record, prompt.path)
                 return
+        if record.state is State.CREATED:
+            record = self._moved(record, prompt)  # perhaps before we saw it the first time
         self._enqueue(record, prompt.path)
 
     def _record_of(self, prompt: Prompt, started: bool) -> Record:

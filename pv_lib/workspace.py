@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import IO
 
 from pv_lib.errors import JobFailed, ValetError
-from pv_lib.git import Git, GitFailed, reason, scrub
+from pv_lib.git import LOCAL_SECONDS, Git, GitFailed, reason, scrub
 from pv_lib.repos import Repos, git_folders, is_git
 
 NETWORK_SECONDS = 600.0  # a fetch or a push
 CLONE_SECONDS = 3600.0
 _SLUG_CHARS = 40
 _CLONING = ".pv-clone-"
+_MOST_NOTES = 20
 _OURS = re.compile(r"[0-9a-f]{32}")
 _SHORTSTAT = re.compile(r"(\d+) (file|insertion|deletion)")
 
@@ -74,6 +75,7 @@ class Change:
     insertions: int = 0
     deletions: int = 0
     notes: tuple[str, ...] = ()
+    complete: bool = True  # whether the work tree has nothing that the commit lacks
 
 
 class Workspace:
@@ -83,8 +85,8 @@ class Workspace:
         self.root = root
         self._repos = repos
         self._guard = threading.Lock()  # guards _locks and _fetched
-        self._locks: dict[str, threading.Lock] = {}  # by repository: what git must not do at once
-        self._fetched: dict[tuple[str, str], float] = {}  # when a branch's last fetch began
+        self._locks: dict[str, threading.Lock] = {}  # by what git must not do twice at once
+        self._fetched: dict[str, tuple[float, str]] = {}  # when a fetch began, why it failed
 
     def tree(self, repo: str, filename: str | None, job_id: str, base: str | None) -> Tree:
         """The work tree that a job has or would have; nothing is touched."""
@@ -113,11 +115,12 @@ class Workspace:
             git = git.closed_to(tree.repository)
             tree = self._fetch(tree, branch, git)
             tree = replace(tree, base=self._newest(tree, repo, branch, git))
-            with self._alone(tree.repository, git):
+            with self._alone(_key(tree.repository), git):
                 self._remove(tree, git)
                 path, base = str(tree.path), tree.base or ""
                 how = ("--quiet", "--no-checkout", "--no-track", "-B", tree.branch or "")
                 git.ask("worktree", "add", *how, "--", path, base, cwd=tree.repository)
+            git = self.closed_to(tree, git)
             git.ask("reset", "--hard", "--quiet", cwd=tree.path, env=tree.where())
         except JobFailed:
             raise
@@ -128,6 +131,14 @@ class Workspace:
             raise JobFailed("unknown_target", error.detail) from error
         return replace(tree, notes=(*tree.notes, *_left_empty(tree, git))), git
 
+    def closed_to(self, tree: Tree, git: Git) -> Git:
+        """`git`, closed to what the configuration names, in the clone and in the work tree."""
+        if not git.settings:
+            git = git.closed_to(tree.repository)
+        if git.is_conditional and tree.path.is_dir() and tree.admin.is_dir():
+            git = git.closed_to(tree.path, tree.where())
+        return git
+
     def harvest(self, tree: Tree, branch: str, message: str, when: float, git: Git) -> Change:
         """Everything the agent left, as commits on the job's branch.
 
@@ -136,14 +147,19 @@ class Workspace:
         that one cut short by a crash is made again, not a second one. Raises GitFailed; nothing
         is lost then.
         """
-        if not (tree.path.is_dir() and tree.admin.is_dir()):
+        if tree.path.is_symlink() or not (tree.path.is_dir() and tree.admin.is_dir()):
             return self._counted(tree, branch, self._tip(tree, git), git)
         for name in ("index.lock", "HEAD.lock"):  # of a git that was killed with the agent
             (tree.admin / name).unlink(missing_ok=True)
         (git_folders(tree.repository)[1] / f"refs/heads/{tree.branch}.lock").unlink(missing_ok=True)
         here = tree.where()
-        links = _gitlinks(tree, git)
-        notes = [*_clear_submodules(tree, links), *_open_nested(tree.path)]
+        notes = _tidy(tree.path, git)
+        entries = _entries(tree, git)
+        notes += _clear_submodules(tree, _gitlinks(entries), git)
+        if any(tag in b"Sabcdefghijklmnopqrstuvwxyz" for tag, _, _ in entries):
+            git.ask(
+                "read-tree", "HEAD", cwd=tree.path, env=here
+            )  # files marked not to be looked at
         done = git.run("add", "--all", "--ignore-errors", cwd=tree.path, env=here)
         if done.status:
             notes.append(f"not everything could be committed: {reason(done)}")
@@ -160,13 +176,13 @@ class Workspace:
             argv = ("commit-tree", *parents, "-F", "-", left)
             date = f"@{int(when)} +0000"
             dates = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
-            done = git.run(*argv, cwd=tree.path, feed=text, env={**here, **dates})
-            if done.status:
-                raise GitFailed(reason(done))
-            head = done.text
+            made = git.run(*argv, cwd=tree.path, feed=text, env={**here, **dates})
+            if made.status:
+                raise GitFailed(reason(made))
+            head = made.text
         git.ask("update-ref", f"refs/heads/{tree.branch}", head, cwd=tree.repository)
         change = self._counted(tree, branch, head, git)
-        return replace(change, notes=tuple(notes))
+        return replace(change, notes=tuple(notes), complete=done.status == 0)
 
     def diff(self, change: Change, repository: Path, git: Git, into: IO[bytes]) -> None:
         """The change as `git show` would print it. Raises GitFailed."""
@@ -181,7 +197,7 @@ class Workspace:
 
         Raises GitFailed or OSError with what is left.
         """
-        with self._alone(tree.repository, git):
+        with self._alone(_key(tree.repository), git):
             self._remove(tree, git)
             if keep is None and tree.base and self._tip(tree, git) == tree.base:
                 ref = f"refs/heads/{tree.branch}"
@@ -196,13 +212,14 @@ class Workspace:
         for tree in [*self._registered(), *self._lying_about()]:
             if not wanted(tree.path.name):
                 try:
-                    with self._alone(tree.repository, git):
+                    with self._alone(_key(tree.repository), git):
                         self._remove(tree, git)
                 except (GitFailed, OSError) as error:
                     faults.append(f"{tree.path} is left over and cannot be removed: {error}")
         for path in self._repos.root.glob(f"*/{_CLONING}*"):
             if not wanted(path.name.removeprefix(_CLONING)):
-                shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(GitFailed, OSError):
+                    _delete(path, git)
         return faults
 
     def _registered(self) -> Iterator[Tree]:
@@ -225,16 +242,16 @@ class Workspace:
         target = self._repos.root / repo
         target.parent.mkdir(exist_ok=True)
         git = git.closed_to(target.parent)
-        with self._alone(target, git):
+        with self._alone(_key(target), git):
             if target.exists():  # another job has just done it
                 return
             temp = target.parent / f"{_CLONING}{job_id}"
-            shutil.rmtree(temp, ignore_errors=True)
+            _delete(temp, git)
             url = self._repos.clone_url(repo)
             argv = ("clone", "--quiet", "--no-recurse-submodules", "--end-of-options", url)
             done = git.run(*argv, str(temp), cwd=target.parent, seconds=CLONE_SECONDS)
             if done.status:
-                shutil.rmtree(temp, ignore_errors=True)
+                _delete(temp, git)
                 raise GitFailed(f"{scrub(url)} could not be cloned: {reason(done)}")
             temp.rename(target)
 
@@ -243,24 +260,24 @@ class Workspace:
         url = git.settings.get("remote.origin.url")
         if not url:
             return tree
+        refs = f"+refs/heads/{branch}:refs/remotes/origin/{branch}"
+        how = ("--quiet", "--no-tags", "--no-write-fetch-head", "--upload-pack=git-upload-pack")
+        key = f"{_key(tree.repository)} {refs}"
         asked = time.monotonic()
-        with self._alone(tree.repository, git):
-            if self._fetched.get((str(tree.repository), branch), -1.0) >= asked:
-                return tree  # another job fetched it while we waited
-            began = time.monotonic()
-            refs = f"+refs/heads/{branch}:refs/remotes/origin/{branch}"
-            how = ("--quiet", "--no-tags", "--no-write-fetch-head", "--end-of-options")
-            try:
-                done = git.run(
-                    "fetch", *how, url, refs, cwd=tree.repository, seconds=NETWORK_SECONDS
-                )
-                failed = reason(done) if done.status else ""
-            except GitFailed as error:
-                failed = error.detail
-            if failed:
-                why = f"origin could not be fetched ({failed}): it began from what was known"
-                return replace(tree, notes=(*tree.notes, why))
-            self._fetched[(str(tree.repository), branch)] = began
+        with self._alone(key, git):
+            began, failed = self._fetched.get(key, (-1.0, ""))
+            if began < asked:  # nobody fetched it while we waited
+                began, failed = time.monotonic(), ""
+                argv = ("fetch", *how, "--end-of-options", url, refs)
+                try:
+                    done = git.run(*argv, cwd=tree.repository, seconds=NETWORK_SECONDS)
+                    failed = reason(done) if done.status else ""
+                except GitFailed as error:
+                    failed = error.detail
+                self._fetched[key] = (began, failed)
+        if failed:
+            why = f"origin could not be fetched ({failed}): it began from what was known"
+            return replace(tree, notes=(*tree.notes, why))
         return tree
 
     def _newest(self, tree: Tree, repo: str, branch: str, git: Git) -> str:
@@ -304,9 +321,8 @@ class Workspace:
         return Change(base, commit, files, plus, minus)
 
     @contextlib.contextmanager
-    def _alone(self, repository: Path, git: Git) -> Iterator[None]:
-        """Hold the repository's lock; wait for it as `git` waits for its calls."""
-        key = os.path.realpath(git_folders(repository)[1] if is_git(repository) else repository)
+    def _alone(self, key: str, git: Git) -> Iterator[None]:
+        """Hold a lock; wait for it as `git` waits for its calls."""
         with self._guard:
             lock = self._locks.setdefault(key, threading.Lock())
         while not lock.acquire(timeout=0.1):
@@ -318,8 +334,7 @@ class Workspace:
 
     def _remove(self, tree: Tree, git: Git) -> None:
         """The work tree's folder, then what git knows of it; nothing where there is nothing."""
-        if tree.path.exists() or tree.path.is_symlink():
-            _delete(tree.path)
+        _delete(tree.path, git)
         if tree.repository != tree.path and tree.admin.exists():
             argv = ("worktree", "remove", "--force", "--force", "--", str(tree.path))
             git.ask(*argv, cwd=tree.repository)
@@ -332,62 +347,102 @@ def branch_name(filename: str | None, job_id: str) -> str:
     return f"codex/{slug}-{hashlib.sha256(job_id.encode()).hexdigest()[:8]}"
 
 
-def _gitlinks(tree: Tree, git: Git) -> list[bytes]:
-    """The paths of the submodules in the work tree's index."""
-    listing = git.run("ls-files", "--stage", "-z", cwd=tree.path, env=tree.where()).output
-    entries = (entry.partition(b"\t") for entry in listing.split(b"\0"))
-    return [path for how, _, path in entries if how.startswith(b"160000 ")]
+def _key(repository: Path) -> str:
+    """What stands for a repository, however many paths lead to it."""
+    return os.path.realpath(git_folders(repository)[1] if is_git(repository) else repository)
+
+
+def _entries(tree: Tree, git: Git) -> list[tuple[bytes, bytes, bytes]]:
+    """The work tree's index: tag (`H`, or how git was told to pass it over), mode, path."""
+    listing = git.run("ls-files", "--stage", "-v", "-z", cwd=tree.path, env=tree.where()).output
+    parts = (entry.partition(b"\t") for entry in listing.split(b"\0") if entry)
+    return [(how[:1], how[2:8], path) for how, _, path in parts]
+
+
+def _gitlinks(entries: list[tuple[bytes, bytes, bytes]]) -> list[str]:
+    """The paths of the submodules."""
+    return [os.fsdecode(path) for _, mode, path in entries if mode == b"160000"]
 
 
 def _left_empty(tree: Tree, git: Git) -> list[str]:
     if not (tree.path / ".gitmodules").exists():
         return []
-    names = ", ".join(os.fsdecode(path) for path in _gitlinks(tree, git))
+    names = ", ".join(_gitlinks(_entries(tree, git)))
     return [f"submodules are empty folders in the work tree: {names}"] if names else []
 
 
-def _clear_submodules(tree: Tree, links: list[bytes]) -> list[str]:
+def _clear_submodules(tree: Tree, links: list[str], git: Git) -> list[str]:
     """Empty each submodule's folder: its commits belong into another repository."""
     notes = []
     for link in links:
-        path = tree.path / os.fsdecode(link)
-        if path.is_dir() and not path.is_symlink() and any(path.iterdir()):
-            _delete(path)
+        path = tree.path / link
+        way = [folder for folder in (path, *path.parents) if tree.path in folder.parents]
+        if any(folder.is_symlink() for folder in way):  # it leads out of the work tree
+            continue
+        if path.is_dir() and any(path.iterdir()):
+            _delete(path, git)
             path.mkdir()
-            notes.append(f"what the agent did in the submodule {os.fsdecode(link)} is not kept")
+            notes.append(f"what the agent did in the submodule {link} is not kept")
     return notes
 
 
-def _open_nested(root: Path) -> list[str]:
-    """Make plain folders of the repositories that the agent made in its tree.
+def _tidy(root: Path, git: Git) -> list[str]:
+    """Make what the agent left safe for git, and whole: links are not followed.
 
-    git would commit such a folder as an empty link, and would run git inside it, with whatever
-    configuration the agent wrote there.
+    A repository made inside becomes a plain folder: git would commit it as an empty link, and run
+    git inside it with whatever configuration the agent wrote there. Folders and files closed to us
+    are opened, or git would pass them over. Pipes and the like are removed: git cannot commit
+    them, and waits for ever on one that is called .gitattributes.
     """
     notes = []
-    for folder, folders, names in os.walk(root):
-        if folder != str(root) and ".git" in (*folders, *names):
-            _delete(Path(folder, ".git"))
-            shown = os.path.relpath(folder, root)
-            notes.append(
-                f"{shown} was a repository of its own: its files are kept, not its history"
-            )
-        folders[:] = [name for name in folders if name != ".git"]
-    return notes
+    for path, kind in _walk(str(root)):
+        shown = os.path.relpath(path, root)
+        if os.path.basename(path) == ".git":
+            if os.path.dirname(path) != str(root):
+                _delete(Path(path), git)
+                inner = os.path.dirname(shown)
+                notes.append(f"{inner} was a repository: its files are kept, not its history")
+        elif not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_ISLNK(kind)):
+            os.unlink(path)
+            notes.append(f"{shown} is no file and was left out")
+    return notes[:_MOST_NOTES]
 
 
-def _delete(path: Path) -> None:
-    """Remove a file or a folder with all that is in it, closed folders too."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink()
+def _walk(root: str) -> Iterator[tuple[str, int]]:
+    """Everything below `root` with its mode; what is closed to us is opened on the way.
+
+    Without recursion: an agent can nest folders deeper than that could go.
+    """
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        with contextlib.suppress(OSError):  # not ours to open: git will say so
+            _open(folder, os.lstat(folder).st_mode, 0o700)
+            with os.scandir(folder) as listing:
+                entries = list(listing)
+            for entry in entries:
+                mode = entry.stat(follow_symlinks=False).st_mode
+                yield entry.path, mode
+                if stat.S_ISDIR(mode) and entry.name != ".git":
+                    waiting.append(entry.path)
+                elif stat.S_ISREG(mode):
+                    _open(entry.path, mode, 0o400)
+
+
+def _open(path: str, mode: int, wanted: int) -> None:
+    if mode & wanted != wanted:
+        os.chmod(path, stat.S_IMODE(mode) | wanted)
+
+
+def _delete(path: Path, git: Git) -> None:
+    """Remove whatever is at `path`, closed folders too. Links are not followed."""
+    if not os.path.lexists(path):
         return
-    try:
-        shutil.rmtree(path)
-    except PermissionError:
-        path.chmod(0o700)
-        for folder, folders, _ in os.walk(path):
-            for name in folders:
-                inner = Path(folder, name)
-                if not inner.is_symlink():
-                    inner.chmod(0o700)
-        shutil.rmtree(path)
+    argv = ("rm", "-rf", "--", str(path))
+    done = git.call(argv, path.parent, seconds=LOCAL_SECONDS)
+    if done.status:
+        for _ in _walk(str(path)):
+            pass
+        done = git.call(argv, path.parent, seconds=LOCAL_SECONDS)
+    if done.status:
+        raise GitFailed(reason(done))

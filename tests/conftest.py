@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import TREE, Valet, program
+from harness import FAKE, NOBODY, TREE, Valet, built, program
+from needs import need
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,3 +40,34 @@ def valet(make_valet: Callable[..., Valet]) -> Valet:
     valet = make_valet()
     valet.start()
     return valet
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    need("yes" if os.geteuid() == 0 else None, "root, to mount a small disk", "sudo pytest")
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def unprivileged_valet() -> Iterator[Valet]:
+    """A Prompt Valet that is not root, not yet started."""
+    with tempfile.TemporaryDirectory(prefix="pv-test-") as name:
+        root = Path(name)
+        archive = shutil.copy(built(), root / "pv.pyz")
+        agent = shutil.copy(FAKE, root / "agent")
+        valet = Valet(root, [*program()[:-1], str(archive)], PV_CODEX_BIN=str(agent))
+        valet.environ["HOME"] = name
+        if os.geteuid() == 0:
+            need(shutil.which("setpriv"), "setpriv", "apt-get install util-linux")
+            user = str(NOBODY)
+            for path in [root, *root.rglob("*")]:
+                os.chown(path, NOBODY, NOBODY)
+            dropped = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+            valet.program = [*dropped, *valet.program]
+        yield valet
+        valet.clear()

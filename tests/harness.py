@@ -21,6 +21,7 @@ TREE = Path(__file__).resolve().parent.parent
 PROGRAMS = TREE / "tests" / "programs"
 FAKE = PROGRAMS / "fake_codex.py"
 REPO = "nova-rey/example"
+NOBODY = 65534
 DEADLINE = 20.0
 TERMINAL = ("succeeded", "failed", "aborted")
 T = TypeVar("T")
@@ -40,6 +41,7 @@ def until(probe: Callable[[], T | None], what: str, seconds: float = DEADLINE) -
 
 def git(where: Path, *argv: str) -> str:
     identity = ["-c", "user.name=Test", "-c", "user.email=test@localhost"]
+    identity += ["-c", "safe.directory=*"]  # a test may have given it to another user
     done = subprocess.run(
         ["git", *identity, "-C", str(where), *argv], capture_output=True, text=True, check=True
     )

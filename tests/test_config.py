@@ -42,7 +42,7 @@ WRONG = {
     "PV_PUBLISH": ("yes", "one of none, push, pr"),
     "PV_PR_COMMAND": ("gh 'unclosed", "words as a shell would split them"),
     "PV_GIT_AUTHOR": ("somebody", "Name <address>"),
-    "PV_GIT_CLONE_URL": ("https://me:secret@host/{owner}/{repo}", "without a password"),
+    "PV_GIT_CLONE_URL": ("git@host:{owner}", "with {owner} and {repo} in it, without a password"),
     "PV_MAX_PROMPT_BYTES": ("1MB", "bytes as a whole number, or with KiB, MiB or GiB"),
     "PV_MAX_LOG_BYTES": ("-5", "bytes as a whole number, or with KiB, MiB or GiB"),
     "PV_MIN_FREE_BYTES": ("1.5GiB", "bytes as a whole number, or with KiB, MiB or GiB"),

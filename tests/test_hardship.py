@@ -16,25 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import FAKE, REPO, TREE, Valet, built, program, until
+from harness import NOBODY, REPO, TREE, Valet, built, program, until
 from needs import need
 from test_main_job import carriers
 
 from pv_lib.server import MAX_CONNECTIONS
 
-NOBODY = 65534
 JOB = {"repo": REPO, "branch": "main", "markdown_text": "fake: say x"}
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
-    need("yes" if os.geteuid() == 0 else None, "root, to mount a small disk", "sudo pytest")
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.fixture
@@ -195,29 +183,9 @@ def test_a_second_ctrl_c_is_at_once(make_valet: Callable[..., Valet]) -> None:
     assert carriers(job_id) == []
 
 
-@pytest.fixture
-def limited_valet(tmp_path: Path) -> Iterator[Valet]:
-    """A server that is not root, which no limit of processes would bind."""
-    with tempfile.TemporaryDirectory(prefix="pv-test-") as name:
-        root = Path(name)
-        archive = shutil.copy(built(), root / "pv.pyz")
-        agent = shutil.copy(FAKE, root / "agent")
-        valet = Valet(root, [*program()[:-1], str(archive)], PV_CODEX_BIN=str(agent))
-        valet.environ["HOME"] = name
-        shutil.rmtree(valet.repo / ".git")  # a plain folder: git cannot be started either
-        if os.geteuid() == 0:
-            need(shutil.which("setpriv"), "setpriv", "apt-get install util-linux")
-            user = str(NOBODY)
-            for path in [root, *root.rglob("*")]:
-                os.chown(path, NOBODY, NOBODY)
-            dropped = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
-            valet.program = [*dropped, *valet.program]
-        yield valet
-        valet.clear()
-
-
-def test_no_further_process_or_thread_and_back(limited_valet: Valet) -> None:
-    valet = limited_valet
+def test_no_further_process_or_thread_and_back(unprivileged_valet: Valet) -> None:
+    valet = unprivileged_valet  # no limit of processes would bind root
+    shutil.rmtree(valet.repo / ".git")  # a plain folder: git cannot be started either
     process = valet.start()
     first = valet.submit("fake: say up\nfake: wait go\nfake: exit 3")["job_id"]
     until(lambda: valet.job(first)["activity"] == "up", "the agent's activity")

@@ -234,6 +234,21 @@ def test_a_queued_file_moved_to_another_folder_runs_there(make_valet: Callable[.
     assert git(other, "show", f"{branch}:ran.txt") == "x"
 
 
+def test_a_queued_file_moved_while_no_server_ran_runs_there(
+    make_valet: Callable[..., Valet],
+) -> None:
+    valet = busy_valet(make_valet)
+    queued = valet.submit("fake: say x")
+    valet.processes[-1].stop()
+    place = valet.inbox / REPO / "dev"
+    place.mkdir(parents=True)
+    shutil.move(queued["inbox_path"], place)
+    valet.start()
+    until(lambda: valet.job(queued["job_id"])["branch"] == "dev", "the record moved")
+    (valet.repo / "go").touch()
+    assert valet.await_end(queued["job_id"])["state"] == "succeeded"
+
+
 def test_a_copy_of_a_queued_file_is_a_job_of_its_own(make_valet: Callable[..., Valet]) -> None:
     valet = busy_valet(make_valet)
     queued = valet.submit("fake: append ran.txt x", priority=4, model="m")
