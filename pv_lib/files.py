@@ -29,12 +29,24 @@ TRANSIENT = frozenset(
 )
 
 
+_NO_ROOM = 1 << 20  # bytes
+
+
 def refusal(error: OSError, what: str) -> ValetError:
     """The disk's refusal for a person: `what` did not happen, and why."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     where = f"{error.filename}: " if error.filename else ""
     kind = NoRoom if full else ValetError
     return kind(f"{what} ({where}{error.strerror}): nothing was changed; try again later")
+
+
+def raise_if_full(*places: Path) -> None:
+    """OSError where a disk has next to no room: whatever failed there is worth another try."""
+    for place in places:
+        with contextlib.suppress(FileNotFoundError):
+            info = os.statvfs(place)
+            if info.f_bavail * info.f_frsize < _NO_ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,8 +8,6 @@ its work tree is kept, and the result says so. Knows nothing of agents or of the
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +24,6 @@ from pv_lib.workspace import NETWORK_SECONDS, Change, Tree, Workspace
 _PAUSES = (0.5, 2.5)  # seconds between the tries of what needs the network
 _TITLE_CHARS = 72
 _BODY_BYTES = 60_000  # a forge takes 65,536 characters, a program's argument 128 KiB
-_NO_ROOM = 1 << 20  # bytes; with less, whatever failed may have failed for that
 _THERE = "already exists"  # what gh says of a pull request that an earlier try has made
 _ADDRESS = re.compile(r"https?://[!-~]{1,2000}")
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -69,11 +66,11 @@ def bring_home(
         change = workspace.harvest(tree, branch, message, _ended(work), git)
         _write_diff(work, change, workspace, git)
     except GitFailed as error:
-        _raise_if_full(tree)
+        files.raise_if_full(tree.path, tree.repository)
         return kept(work, error.detail)
     result = _result(known, tree, change, partial=work.partial)
     if not change.complete:
-        _raise_if_full(tree)
+        files.raise_if_full(tree.path, tree.repository)
         result["work_tree"] = str(tree.path)
         result["notes"] = [*result["notes"], f"the rest is kept in {tree.path}"]
     else:
@@ -202,12 +199,3 @@ def _try(argv: Sequence[str], cwd: Path, git: Git) -> Done:
             time.sleep(0.05)
         done = git.call(argv, cwd, seconds=NETWORK_SECONDS)
     return done
-
-
-def _raise_if_full(tree: Tree) -> None:
-    """What fails for want of room is worth another try."""
-    for place in (tree.path, tree.repository):
-        with contextlib.suppress(FileNotFoundError):
-            info = os.statvfs(place)
-            if info.f_bavail * info.f_frsize < _NO_ROOM:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))

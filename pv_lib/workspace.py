@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from pv_lib import files
 from pv_lib.errors import JobFailed, ValetError
 from pv_lib.git import LOCAL_SECONDS, Git, GitFailed, reason, scrub
 from pv_lib.repos import Repos, git_folders, is_git
@@ -125,6 +126,7 @@ class Workspace:
         except JobFailed:
             raise
         except GitFailed as error:
+            files.raise_if_full(self.root, self._repos.root)
             why = f"no work tree of {repo} could be made: {error.detail}"
             raise JobFailed("workspace_failed", why) from error
         except ValetError as error:
@@ -147,7 +149,9 @@ class Workspace:
         that one cut short by a crash is made again, not a second one. Raises GitFailed; nothing
         is lost then.
         """
-        if tree.path.is_symlink() or not (tree.path.is_dir() and tree.admin.is_dir()):
+        there = tree.path.is_dir() and not tree.path.is_symlink() and tree.admin.is_dir()
+        filled = tree.base is not None or (tree.admin / "index").exists()
+        if not (there and filled):  # git writes the index when all files are there
             return self._counted(tree, branch, self._tip(tree, git), git)
         for name in ("index.lock", "HEAD.lock"):  # of a git that was killed with the agent
             (tree.admin / name).unlink(missing_ok=True)
@@ -186,9 +190,9 @@ class Workspace:
 
     def diff(self, change: Change, repository: Path, git: Git, into: IO[bytes]) -> None:
         """The change as `git show` would print it. Raises GitFailed."""
-        plain = ("diff", "--no-ext-diff", "--no-textconv", "--no-color")
         ends = (change.base or "", change.commit or "")
-        done = git.run(*plain, *ends, "--", cwd=repository, into=into)
+        plain = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", *ends, "--")
+        done = git.run(*plain, cwd=repository, into=into)
         if done.status:
             raise GitFailed(reason(done))
 
@@ -365,9 +369,8 @@ def _gitlinks(entries: list[tuple[bytes, bytes, bytes]]) -> list[str]:
 
 
 def _left_empty(tree: Tree, git: Git) -> list[str]:
-    if not (tree.path / ".gitmodules").exists():
-        return []
-    names = ", ".join(_gitlinks(_entries(tree, git)))
+    known = (tree.path / ".gitmodules").exists()  # without it git need not be asked
+    names = ", ".join(_gitlinks(_entries(tree, git))) if known else ""
     return [f"submodules are empty folders in the work tree: {names}"] if names else []
 
 
@@ -441,8 +444,7 @@ def _delete(path: Path, git: Git) -> None:
     argv = ("rm", "-rf", "--", str(path))
     done = git.call(argv, path.parent, seconds=LOCAL_SECONDS)
     if done.status:
-        for _ in _walk(str(path)):
-            pass
+        list(_walk(str(path)))  # opens what is closed to us
         done = git.call(argv, path.parent, seconds=LOCAL_SECONDS)
     if done.status:
         raise GitFailed(reason(done))

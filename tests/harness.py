@@ -121,7 +121,7 @@ class Valet:
             "PV_CODEX_BIN": str(FAKE),
             "PV_MAX_RUNNING": "1",
             "CODEX_FAKE_YARD": str(root / "repos" / REPO),
-            "PV_POLL_INTERVAL_SECONDS": "0.2",
+            "PV_POLL_INTERVAL_SECONDS": "0.1",
             "PV_HEARTBEAT_SECONDS": "0.2",
             "PV_ABORT_GRACE_SECONDS": "2",
             "PV_MIN_FREE_BYTES": "1MiB",

@@ -457,6 +457,27 @@ def test_leftovers_are_cleared_at_the_start(make_valet: Callable[..., Valet]) ->
     assert not list((valet.root / "repos").glob("*/.pv-*"))
 
 
+def test_an_abort_while_the_work_tree_is_filled_makes_no_commit(
+    make_valet: Callable[..., Valet], tmp_path: Path
+) -> None:
+    slow = tmp_path / "bin" / "git"
+    slow.parent.mkdir()
+    slow.write_text(
+        f'#!/bin/sh\n[ "$1" != reset ] || {{ touch {tmp_path}/at; sleep 60; }}\n'
+        f'exec {shutil.which("git")} "$@"\n'
+    )
+    slow.chmod(0o755)
+    valet = make_valet()
+    valet.environ["PATH"] = f"{slow.parent}:{valet.environ['PATH']}"
+    valet.start()
+    job_id = valet.submit("fake: write x y")["job_id"]
+    until((tmp_path / "at").exists, "the checkout")
+    assert valet.ask("POST", f"/api/v1/jobs/{job_id}/abort").status == 200
+    record = valet.await_end(job_id)
+    assert record["state"] == "aborted" and not (record["result"] or {}).get("commit")
+    assert git(valet.repo, "branch", "--list", "codex/*") == "" and no_trace_left(valet)
+
+
 def test_a_server_killed_while_git_prepares_or_publishes(
     origin: Callable[..., tuple[Valet, Path]], tmp_path: Path
 ) -> None:

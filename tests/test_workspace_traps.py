@@ -59,6 +59,24 @@ def test_a_disk_that_fills_while_the_work_is_committed(small_disk: Path) -> None
         valet.clear()
 
 
+def test_a_disk_that_is_too_full_for_a_work_tree(small_disk: Path) -> None:
+    valet = Valet(small_disk, program(), PV_MIN_FREE_BYTES="0")
+    try:
+        (valet.repo / "big").write_bytes(os.urandom(800_000))
+        git(valet.repo, "add", "--all")
+        git(valet.repo, "commit", "--quiet", "--message", "big")
+        valet.start()
+        ballast = small_disk / "ballast"
+        info = os.statvfs(small_disk)
+        ballast.write_bytes(bytes(info.f_bavail * info.f_frsize - 400_000))
+        job_id = valet.submit("fake: write x y")["job_id"]
+        valet.processes[-1].await_line("cannot go on")
+        ballast.unlink()
+        assert valet.show(valet.await_end(job_id), "x") == "y"
+    finally:
+        valet.clear()
+
+
 def test_what_git_will_not_take_is_kept_where_it_is(valet: Valet) -> None:
     steps = "fake: sh echo '*.txt working-tree-encoding=UTF-16' > .gitattributes; echo x > a.txt"
     record = end(valet, steps)
