@@ -1,6 +1,7 @@
 """What the server says for the journal: one line an event, nothing that could spoil a terminal.
 
-Owns the format alone; what is worth saying is decided where it happens.
+Owns the format, and what cannot be done at present (`Notes`), which the status shows too; what is
+worth saying is decided where it happens.
 """
 
 from __future__ import annotations

@@ -67,8 +67,7 @@ class Repos:
         return not (self.root / repo).exists()
 
     def clone_url(self, repo: str) -> str:
-        """Where `repo`, an owner/name, is cloned from. Raises NotFound where nobody said."""
-        self.full_name(repo)
+        """Where `repo`, an owner/name that `full_name` has let through, is cloned from."""
         owner, _, name = repo.partition("/")
         return (self._clone_url or "").replace("{owner}", owner).replace("{repo}", name)
 

@@ -190,7 +190,7 @@ class Runner:
     def _prepare(self) -> Tree:
         record = self._record
         git = self._git(self._heed_preparing)
-        tree, _ = self._house.workspace.prepare(
+        tree = self._house.workspace.prepare(
             record.repo or "", record.branch or "", record.filename, record.job_id, git
         )
         began = {"branch": tree.branch, "base": tree.base, "commit": None}

@@ -96,10 +96,8 @@ class Workspace:
             return Tree(repository, repository, None, None)
         return Tree(self.root / job_id, repository, branch_name(filename, job_id), base)
 
-    def prepare(
-        self, repo: str, branch: str, filename: str | None, job_id: str, git: Git
-    ) -> tuple[Tree, Git]:
-        """A fresh work tree from the newest head of `branch`, and the git to use with it.
+    def prepare(self, repo: str, branch: str, filename: str | None, job_id: str, git: Git) -> Tree:
+        """A fresh work tree from the newest head of `branch`.
 
         A repository that is missing is cloned first. Raises JobFailed: `unknown_target` where
         repository or branch are not there, `workspace_failed` with git's own reason; OSError
@@ -112,7 +110,7 @@ class Workspace:
             tree = self.tree(repo, filename, job_id, None)
             if tree.branch is None:
                 self._repos.check_branch(repo, branch)
-                return tree, git
+                return tree
             git = git.closed_to(tree.repository)
             tree = self._fetch(tree, branch, git)
             tree = replace(tree, base=self._newest(tree, repo, branch, git))
@@ -131,7 +129,7 @@ class Workspace:
             raise JobFailed("workspace_failed", why) from error
         except ValetError as error:
             raise JobFailed("unknown_target", error.detail) from error
-        return replace(tree, notes=(*tree.notes, *_left_empty(tree, git))), git
+        return replace(tree, notes=(*tree.notes, *_left_empty(tree, git)))
 
     def closed_to(self, tree: Tree, git: Git) -> Git:
         """`git`, closed to what the configuration names, in the clone and in the work tree."""

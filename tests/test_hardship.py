@@ -151,6 +151,26 @@ def test_garbage_in_every_file_of_the_runs_folder(make_valet: Callable[..., Vale
     assert ended in str(valet.get("/api/v1/status")["problems"])
 
 
+def test_garbage_under_a_running_servers_hands(make_valet: Callable[..., Valet]) -> None:
+    dice = random.Random(11)
+    valet = make_valet(PV_MAX_RUNNING="1")
+    valet.start()
+    running = valet.submit("fake: say up\nfake: wait go")["job_id"]
+    until(lambda: valet.job(running)["activity"] == "up", "the agent's activity")
+    queued = valet.submit("fake: append ran.txt x")["job_id"]
+    for path in sorted(valet.runs.rglob("*")):
+        if path.is_file():
+            path.write_bytes(dice.randbytes(dice.choice([0, 1, 50, 5000])))
+    assert valet.ask("GET", "/api/v1/status").status == 200
+    (valet.repo / "go").touch()
+    until(lambda: (valet.repo / "ran.txt").exists(), "the queued job's run")
+    assert valet.await_end(valet.submit("fake: say back")["job_id"])["state"] == "succeeded"
+    assert valet.await_end(queued)["state"] == "succeeded"
+    assert valet.job(running)["state"] in ("failed", "succeeded", "aborted")
+    assert (valet.repo / "ran.txt").read_text() == "x\n"
+    assert valet.processes[-1].popen.poll() is None
+
+
 def test_sigterm_ends_streams_with_a_hint_and_leaves_the_job(valet: Valet) -> None:
     job_id = valet.submit("fake: say up\nfake: wait go")["job_id"]
     until(lambda: valet.job(job_id)["activity"] == "up", "the agent's activity")

@@ -98,6 +98,14 @@ def test_the_diff_is_what_git_show_says(valet: Valet) -> None:
     assert no_trace_left(valet)
 
 
+def test_the_author_is_the_one_that_was_named(make_valet: Callable[..., Valet]) -> None:
+    valet = make_valet(PV_GIT_AUTHOR="Böx in the Corner <box@example.org>")
+    valet.start()
+    record = end(valet, "fake: write x y")
+    names = git(valet.repo, "log", "-1", "--format=%an <%ae>|%cn <%ce>", record["result"]["branch"])
+    assert names == "|".join(["Böx in the Corner <box@example.org>"] * 2) + "\n"
+
+
 def test_commits_the_agent_made_are_kept(valet: Valet) -> None:
     commit = "git -c user.name=A -c user.email=a@b commit -qam"
     steps = f"fake: sh echo one >> README.md; {commit} one\nfake: write two.txt two"
