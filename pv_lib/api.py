@@ -1,7 +1,7 @@
-"""The routes: a Request in, a Response out. No socket, no thread, no watcher.
+"""What the routes answer: a Request in, a Response out. No socket, no thread, no watcher.
 
-It meets the watcher on disk and shares only a wake-up with it. The table at the end is the list
-of all routes, and what a path may be asked comes from it alone.
+It meets the watcher on disk and shares only a wake-up with it. Which route there is and what it
+takes stands in `routes`; the parameters come in checked and typed.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pv_lib import fields, files, job, logfile, wire
+from pv_lib import fields, job, logfile, wire
 from pv_lib.config import Config
-from pv_lib.errors import Conflict, Invalid, MethodNotAllowed, NotFound, TooLarge, Unsupported
+from pv_lib.errors import Busy, Conflict, Invalid, NotFound, TooLarge, Unsupported
 from pv_lib.follow import Followers
+from pv_lib.gate import COOKIE, COOKIE_SECONDS, Gate
 from pv_lib.intake import Intake, Submission, free_bytes
 from pv_lib.job import Record, State
-from pv_lib.server import Answer, Follow
+from pv_lib.limits import Limits
+from pv_lib.server import Follow
 from pv_lib.store import Index
-from pv_lib.wire import Request, Response
+from pv_lib.wire import Request, Response, media_type
 
-Route = Callable[["Api", Request, str], Answer]
-DEFAULT_LINES, MAX_LINES = 200, 100_000
-DEFAULT_LIMIT, MAX_LIMIT = 50, 500
+Values = dict[str, Any]
 MAX_FILES = 100
+_IN_MEMORY = 1 << 20  # bytes of log that are answered in one piece
 _ALIVE_POLLS = 5  # poll intervals after which a silent watcher counts as gone
 _SHOWN_SETTINGS = (
     "stall_threshold_seconds",
@@ -43,7 +43,6 @@ _SHOWN_SETTINGS = (
     "min_free_bytes",
     "codex_sandbox",
 )
-_KEY = re.compile(r"[!-~]{1,200}")
 
 
 @dataclass(frozen=True)
@@ -54,35 +53,20 @@ class Api:
     index: Index
     intake: Intake
     followers: Followers
+    gate: Gate
+    limits: Limits
     wake: Callable[[Path | str], None]
     version: str
+    document: bytes  # of OpenAPI
     started: float  # Unix time
     clock: Callable[[], float] = time.time
 
-    def __call__(self, request: Request) -> Answer:
-        """Find the route and ask it. Raises ValetError for the server to tell."""
-        routes, job_id = _find(request.segments)
-        if routes is None:
-            raise NotFound(f"there is nothing at /{'/'.join(request.segments)[:200]}")
-        allow = ", ".join(sorted({*routes, "OPTIONS", *(["HEAD"] if "GET" in routes else [])}))
-        if request.method == "OPTIONS":
-            return Response(204, headers={"Allow": allow})
-        route = routes.get("GET" if request.method == "HEAD" else request.method)
-        if route is None:
-            raise MethodNotAllowed(f"{request.method} is not possible here, only {allow}", allow)
-        try:
-            return route(self, request, job_id)
-        except OSError as error:
-            raise files.refusal(error, "the disk did not do what was asked") from error
-
-    def healthz(self, request: Request, _: str) -> Response:
+    def healthz(self, request: Request, _: str, params: Values) -> Response:
         """The server answers."""
-        fields.params(request)
         return _json(200, {"status": "ok", "version": self.version})
 
-    def status(self, request: Request, _: str) -> Response:
+    def status(self, request: Request, _: str, params: Values) -> Response:
         """What an operator wants to know at a glance."""
-        fields.params(request)
         now = self.clock()
         config = self.config
         counts = self.index.counts()
@@ -110,43 +94,40 @@ class Api:
             },
             "watcher": self._watcher(now),
             "targets": {"count": sum(1 for _ in self.intake.repos.all())},
+            "limits": self.limits.shown(),
             "problems": self._problems(roots),
         }
         return _json(200, plain)
 
-    def targets(self, request: Request, _: str) -> Response:
+    def targets(self, request: Request, _: str, params: Values) -> Response:
         """The repositories and branches that a submission may name."""
-        fields.params(request)
         pairs = [{"repo": repo, "branch": branch} for repo, branch in self.intake.repos.all()]
         return _json(200, {"targets": pairs})
 
-    def submit(self, request: Request, _: str) -> Response:
+    def submit(self, request: Request, _: str, params: Values) -> Response:
         """Queue one prompt."""
-        if request.content_type == "application/json":
-            fields.params(request)
-            given = fields.json_object(request.body)
-        elif request.content_type == "text/markdown":
-            allowed = [name for name in fields.FIELDS if name != "markdown_text"]
-            given = fields.from_query(fields.params(request, *allowed))
-            given["markdown_text"] = fields.utf8(request.body, "body")
-        else:
+        kind = media_type(request.headers)
+        if kind == "text/markdown":
+            given = {**params, "markdown_text": fields.utf8(request.body, "body")}
+        elif kind != "application/json":
             raise Unsupported("submit as Content-Type: application/json or text/markdown")
+        elif params:
+            raise Invalid.of([(name, "belongs into the JSON body") for name in params])
+        else:
+            given = fields.json_object(request.body)
         submission = fields.submission(given)
-        key = request.headers.get("idempotency-key")
+        key = fields.header(request, fields.IDEMPOTENCY_KEY)
         if key is None:
             record, new = self.intake.submit([submission])[0], True
-        elif not _KEY.fullmatch(key):
-            raise Invalid.of([("Idempotency-Key", "must be 1 to 200 printable ASCII characters")])
         else:
             record, new = self.intake.submit_once(submission, key)
         if new:
             self.wake(Path(record.inbox_path or ""))
         return self._created(record)
 
-    def upload(self, request: Request, _: str) -> Response:
+    def upload(self, request: Request, _: str, params: Values) -> Response:
         """Queue several files at once: all of them or none."""
-        fields.params(request)
-        if request.content_type != "multipart/form-data":
+        if media_type(request.headers) != "multipart/form-data":
             raise Unsupported("upload as Content-Type: multipart/form-data")
         given: dict[str, str] = {}
         prompts: list[tuple[str, bytes]] = []
@@ -175,11 +156,10 @@ class Api:
             self.wake(Path(record.inbox_path or ""))
         return _json(201, {"jobs": [_receipt(record) for record in records]})
 
-    def list_jobs(self, request: Request, _: str) -> Response:
+    def list_jobs(self, request: Request, _: str, params: Values) -> Response:
         """The jobs, newest first, filtered."""
-        params = fields.params(request, "state", "repo", "branch", "stalled", "limit", "before")
         wanted = self._filter(params)
-        limit = fields.whole(params, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
+        limit = params.get("limit", fields.LIST["limit"].schema["default"])
         found = (r for r in self.index.newest_first(params.get("before")) if wanted(r))
         page = list(itertools.islice(found, limit + 1))
         places = self._queue_places()
@@ -187,47 +167,54 @@ class Api:
         more = page[limit - 1].job_id if len(page) > limit else None
         return _json(200, {"jobs": jobs, "next": more})
 
-    def detail(self, request: Request, job_id: str) -> Response:
+    def detail(self, request: Request, job_id: str, params: Values) -> Response:
         """One job's record."""
-        fields.params(request)
         record = self._record(job_id)
         places = self._queue_places() if record.state is State.CREATED else {}
         return _json(200, self._shown(record, places))
 
-    def log(self, request: Request, job_id: str) -> Response:
+    def log(self, request: Request, job_id: str, params: Values) -> Response:
         """The log's last lines, or everything from a byte offset on."""
-        params = fields.params(request, "lines", "offset")
-        if len(params) == 2:
-            raise Invalid.of([("offset", "cannot go with lines: give one of them")])
-        lines = fields.whole(params, "lines", DEFAULT_LINES, 1, MAX_LINES)
-        offset = fields.whole(params, "offset", 0, 0, 1 << 50)
         record = self._record(job_id)
         try:
             file = logfile.open_log(self.index.runs.log_path(job_id))
         except OSError:
             raise NotFound(f"job {job_id} has no log: it is {record.state.value}") from None
-        if "offset" in params:
-            size = os.fstat(file.fileno()).st_size
-            start = min(offset, size)
+        lines = params.get("lines", fields.LOG["lines"].schema["default"])
+        if "offset" not in params:
+            start, end = logfile.tail_start(file, lines)
         else:
-            start, size = logfile.tail_start(file, lines)
-        file.seek(start)
-        headers = {"X-Log-Offset": str(start), "X-Next-Offset": str(size)}
+            start, end = logfile.piece(file, params["offset"], params.get("lines"))
+        headers = {"X-Log-Offset": str(start), "X-Next-Offset": str(end)}
         kind = "text/plain; charset=utf-8"
-        return Response(200, b"", kind, headers, file=file, length=size - start)
+        if params.get("ansi") == "raw":
+            file.seek(start)
+            return Response(200, b"", kind, headers, file=file, length=end - start)
+        plain = logfile.plain(file, start, end)
+        if end - start > _IN_MEMORY:
+            return Response(200, b"", kind, headers, file=file, chunks=plain)
+        with file:
+            return Response(200, b"".join(plain), kind, headers)
 
-    def stream(self, request: Request, job_id: str) -> Follow:
+    def stream(self, request: Request, job_id: str, params: Values) -> Follow:
         """Every line of the log, live, until the job's end."""
-        fields.params(request)
         self._record(job_id)
-        text = request.headers.get("last-event-id", "")
-        if text and not (text.isascii() and text.isdigit() and len(text) <= 15):
-            raise Invalid.of([("Last-Event-ID", "must be a byte offset that the stream gave")])
-        return Follow(lambda sock: self.followers.add(sock, job_id, int(text or 0)))
+        offset = fields.header(request, fields.LAST_EVENT_ID) or 0
+        streams, client = self.limits.streams, request.client
+        if not streams.enter(1, client):
+            streams.refused += 1
+            raise Busy("too many streams are open: close one, or try again in a second")
+        strip = params.get("ansi") == "strip"
 
-    def abort(self, request: Request, job_id: str) -> Response:
+        def done() -> None:
+            streams.leave(1, client)
+
+        return Follow(
+            lambda sock: self.followers.add(sock, job_id, offset, strip=strip, done=done), done
+        )
+
+    def abort(self, request: Request, job_id: str, params: Values) -> Response:
         """Ask for the job's end."""
-        fields.params(request)
         record = self._record(job_id)
         if record.state.terminal:
             raise Conflict(f"job {job_id} has ended already: it is {record.state.value}")
@@ -240,33 +227,43 @@ class Api:
         }
         return _json(200, plain)
 
-    def retry(self, request: Request, job_id: str) -> Response:
+    def retry(self, request: Request, job_id: str, params: Values) -> Response:
         """Queue an ended job's prompt again, as a new job."""
-        fields.params(request)
         record = self.intake.retry(self._record(job_id))
         self.wake(Path(record.inbox_path or ""))
         return self._created(record)
 
-    def prompt(self, request: Request, job_id: str) -> Response:
+    def prompt(self, request: Request, job_id: str, params: Values) -> Response:
         """The prompt as the agent gets it."""
-        fields.params(request)
         data = self.intake.prompt_of(self._record(job_id))
         return Response(200, data, "text/markdown; charset=utf-8")
 
-    def message(self, request: Request, job_id: str) -> Response:
+    def message(self, request: Request, job_id: str, params: Values) -> Response:
         """The agent's last message."""
         return self._run_file(request, job_id, "last-message.md", "text/markdown; charset=utf-8")
 
-    def diff(self, request: Request, job_id: str) -> Response:
+    def diff(self, request: Request, job_id: str, params: Values) -> Response:
         """What the job changed, as `git show` prints it."""
         return self._run_file(request, job_id, "changes.diff", "text/x-diff; charset=utf-8")
 
-    def events(self, request: Request, job_id: str) -> Response:
+    def events(self, request: Request, job_id: str, params: Values) -> Response:
         """The agent's raw output."""
         return self._run_file(request, job_id, "codex.jsonl", "application/x-ndjson")
 
+    def sign_in(self, request: Request, _: str, params: Values) -> Response:
+        """A session for a browser: a cookie that opens as the bearer token does."""
+        value = self.gate.session(self.clock())
+        return Response(204, headers=_cookie(request, value, COOKIE_SECONDS) if value else {})
+
+    def sign_out(self, request: Request, _: str, params: Values) -> Response:
+        """Take the cookie back."""
+        return Response(204, headers=_cookie(request, "", 0))
+
+    def describe(self, request: Request, _: str, params: Values) -> Response:
+        """This document."""
+        return Response(200, self.document)
+
     def _run_file(self, request: Request, job_id: str, name: str, kind: str) -> Response:
-        fields.params(request)
         record = self._record(job_id)
         try:
             file = logfile.open_log(self.index.runs.folder(job_id) / name)
@@ -314,17 +311,9 @@ class Api:
         waiting.sort(key=job.queue_order)
         return {record.job_id: place for place, record in enumerate(waiting, 1)}
 
-    def _filter(self, params: dict[str, str]) -> Callable[[Record], bool]:
+    def _filter(self, params: Values) -> Callable[[Record], bool]:
         state, repo, branch = (params.get(name) for name in ("state", "repo", "branch"))
-        if state is not None and state not in {s.value for s in State}:
-            names = ", ".join(s.value for s in State)
-            raise Invalid.of([("state", f"must be one of {names}")])
         stalled = params.get("stalled")
-        if stalled not in (None, "true", "false"):
-            raise Invalid.of([("stalled", "must be true or false")])
-        before = params.get("before")
-        if before is not None and not job.JOB_ID.fullmatch(before):
-            raise Invalid.of([("before", "must be a job id")])
         now = self.clock()
 
         def wanted(record: Record) -> bool:
@@ -332,7 +321,7 @@ class Api:
                 (state is None or record.state.value == state)
                 and (repo is None or repo in (record.repo, record.repo_name))
                 and (branch is None or record.branch == branch)
-                and (stalled is None or self._stalled(record, now) == (stalled == "true"))
+                and (stalled is None or self._stalled(record, now) == stalled)
             )
 
         return wanted
@@ -357,6 +346,12 @@ class Api:
             elif name in ("inbox", "runs") and root["free_bytes"] < limit:
                 problems.append(f"the {name} root has less than PV_MIN_FREE_BYTES={limit} free")
         return problems
+
+
+def _cookie(request: Request, value: str, seconds: int) -> dict[str, str]:
+    secure = "; Secure" if request.headers.get("origin", "").startswith("https:") else ""
+    how = f"Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
+    return {"Set-Cookie": f"{COOKIE}={value}; {how}"}
 
 
 def _root(path: Path) -> dict[str, Any]:
@@ -386,37 +381,3 @@ def _json(status: int, plain: dict[str, Any]) -> Response:
     return Response(
         status, json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
     )
-
-
-_JOB = "{job_id}"
-ROUTES: dict[tuple[str, ...], dict[str, Route]] = {
-    ("api", "v1", "healthz"): {"GET": Api.healthz},
-    ("api", "v1", "status"): {"GET": Api.status},
-    ("api", "v1", "targets"): {"GET": Api.targets},
-    ("api", "v1", "jobs"): {"GET": Api.list_jobs, "POST": Api.submit},
-    ("api", "v1", "jobs", "upload"): {"POST": Api.upload},
-    ("api", "v1", "jobs", _JOB): {"GET": Api.detail},
-    ("api", "v1", "jobs", _JOB, "log"): {"GET": Api.log},
-    ("api", "v1", "jobs", _JOB, "log", "stream"): {"GET": Api.stream},
-    ("api", "v1", "jobs", _JOB, "abort"): {"POST": Api.abort},
-    ("api", "v1", "jobs", _JOB, "retry"): {"POST": Api.retry},
-    ("api", "v1", "jobs", _JOB, "prompt"): {"GET": Api.prompt},
-    ("api", "v1", "jobs", _JOB, "message"): {"GET": Api.message},
-    ("api", "v1", "jobs", _JOB, "diff"): {"GET": Api.diff},
-    ("api", "v1", "jobs", _JOB, "events"): {"GET": Api.events},
-}
-
-
-def _find(segments: tuple[str, ...]) -> tuple[dict[str, Route] | None, str]:
-    """The methods of a path, and the job id in it."""
-    if segments in ROUTES:
-        return ROUTES[segments], ""
-    if len(segments) < 4:
-        return None, ""
-    return ROUTES.get((*segments[:3], _JOB, *segments[4:])), segments[3]
-
-
-def paths() -> Iterator[tuple[str, str]]:
-    """Every (method, path) there is, for documents and their tests."""
-    for segments, methods in ROUTES.items():
-        yield from ((method, "/" + "/".join(segments)) for method in methods)

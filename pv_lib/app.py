@@ -7,6 +7,7 @@ The one place that knows all the parts. Errors become one line on stderr here, a
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import select
 import signal
@@ -19,18 +20,21 @@ from pathlib import Path
 from typing import NoReturn
 
 from pv_lib import config as settings
-from pv_lib import demo, process, stamp
+from pv_lib import demo, openapi, process, stamp
 from pv_lib.api import Api
 from pv_lib.config import Config
 from pv_lib.errors import ConfigFault, ValetError
 from pv_lib.follow import Followers
+from pv_lib.gate import Gate
 from pv_lib.git import Git
 from pv_lib.inbox import Inbox
 from pv_lib.intake import Intake
 from pv_lib.journal import Journal
+from pv_lib.limits import Limits
 from pv_lib.repos import Repos
+from pv_lib.routes import TABLE, Router
 from pv_lib.runner import House
-from pv_lib.server import Gate, Server
+from pv_lib.server import Server
 from pv_lib.store import Index, Runs
 from pv_lib.watcher import Watcher
 from pv_lib.workspace import Workspace
@@ -68,16 +72,7 @@ def serve(arguments: argparse.Namespace) -> int:
     signals = _Signals()
     watcher = site.watcher() if site.config.watcher else None
     followers = Followers(site.index, site.journal)
-    api = Api(
-        config=site.config,
-        index=site.index,
-        intake=site.intake,
-        followers=followers,
-        wake=watcher.wake if watcher else lambda _: None,
-        version=VERSION,
-        started=time.time(),
-    )
-    server = _bind(site, api)
+    server = _bind(site, watcher, followers)
     if watcher:
         watcher.acquire()
         _start_watcher(watcher, site.journal, signals)
@@ -144,14 +139,28 @@ class _Site:
         return Watcher(house, self.intake, self.index)
 
 
-def _bind(site: _Site, api: Api) -> Server:
+def _bind(site: _Site, watcher: Watcher | None, followers: Followers) -> Server:
     config = site.config
     host = f"[{config.bind_host}]" if ":" in config.bind_host else config.bind_host
     gate = Gate(frozenset({*config.allowed_hosts, host}), config.api_token)
-    max_body = 8 * config.max_prompt_bytes + (1 << 20)  # JSON can write one byte as six
+    limits = Limits(8 * config.max_prompt_bytes + (1 << 20))  # JSON can write one byte as six
+    operations = [route.operation for route in TABLE]
+    document = openapi.document(operations, VERSION, secured=config.api_token is not None)
+    api = Api(
+        config=config,
+        index=site.index,
+        intake=site.intake,
+        followers=followers,
+        gate=gate,
+        limits=limits,
+        wake=watcher.wake if watcher else lambda _: None,
+        version=VERSION,
+        document=json.dumps(document, ensure_ascii=False).encode(),
+        started=time.time(),
+    )
     address = ("127.0.0.1" if host == "localhost" else config.bind_host, config.bind_port)
     try:
-        return Server(address, api, gate, max_body, site.journal)
+        return Server(address, Router(api), gate, limits, site.journal)
     except OSError as error:
         raise ValetError(
             f"PV_BIND_HOST={config.bind_host} PV_BIND_PORT={config.bind_port} cannot be bound "

@@ -37,9 +37,13 @@ class Invalid(ValetError):
 
 
 class Unauthorized(ValetError):
-    """No token, or a wrong one."""
+    """No token, or a wrong one: then it was a `guess`, which costs time."""
 
     status, title = 401, "Unauthorized"
+
+    def __init__(self, detail: str, *, guess: bool = False) -> None:
+        super().__init__(detail)
+        self.guess = guess
 
 
 class Forbidden(ValetError):
@@ -113,7 +117,7 @@ class NotImplementedHere(ValetError):
 
 
 class Busy(ValetError):
-    """Too many connections; the client may come back."""
+    """Too many at once, of connections or streams; the client may come back."""
 
     status, title = 503, "Service Unavailable"
 

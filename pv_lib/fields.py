@@ -1,48 +1,170 @@
 """What comes in over HTTP as values: query parameters, JSON bodies, submissions.
 
-Types and names are checked here and every fault names its field; whether a value makes sense (a
-repository that exists, a prompt that is not blank) is `intake`'s to say.
+The tables of parameters stand here once, for the checks and for the OpenAPI document. Types and
+names are checked and every fault names its field; whether a value makes sense (a repository that
+exists, a prompt that is not blank) is `intake`'s to say.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from pv_lib import job
 from pv_lib.errors import Invalid
-from pv_lib.intake import DEFAULT_FILENAME, Submission
+from pv_lib.inbox import STEM_BYTES
+from pv_lib.intake import (
+    DEFAULT_FILENAME,
+    FILENAME,
+    MAX_PRIORITY,
+    MAX_TIMEOUT,
+    MODEL,
+    Submission,
+)
 from pv_lib.wire import Request
 
-_NUMBER = (int, float)
-# A submission's fields: JSON types, what a fault says, whether it must be there.
-FIELDS: dict[str, tuple[tuple[type, ...], str, bool]] = {
-    "repo": ((str,), "a string: owner/name", True),
-    "branch": ((str,), "a string", True),
-    "markdown_text": ((str,), "a string", True),
-    "filename": ((str,), "a string that ends in .md", False),
-    "model": ((str,), "a string", False),
-    "timeout_seconds": (_NUMBER, "a number of seconds", False),
-    "priority": ((int,), "a whole number", False),
+_INTEGER = re.compile(r"-?[0-9]{1,16}")
+_NUMBER = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,4})?")
+_MAX_OFFSET = 1 << 50
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A query parameter or header: its JSON Schema, its meaning, and what a fault says it takes.
+
+    `expression` is the schema's pattern, which must match in full.
+    """
+
+    schema: Mapping[str, Any]
+    meaning: str
+    wanted: str
+    expression: re.Pattern[str] | None = None
+
+
+def _text(expression: re.Pattern[str], meaning: str, wanted: str, **schema: Any) -> Parameter:
+    full = {"type": "string", "pattern": f"^(?:{expression.pattern})$", **schema}
+    return Parameter(full, meaning, wanted, expression)
+
+
+def _whole(low: int, high: int, meaning: str, default: int | None = None) -> Parameter:
+    schema: dict[str, Any] = {"type": "integer", "minimum": low, "maximum": high}
+    if default is not None:
+        schema["default"] = default
+    return Parameter(schema, meaning, f"a whole number from {low} to {high}")
+
+
+def _one_of(meaning: str, *words: str, default: str | None = None) -> Parameter:
+    schema: dict[str, Any] = {"type": "string", "enum": list(words)}
+    if default is not None:
+        schema["default"] = default
+    return Parameter(schema, meaning, "one of " + ", ".join(words))
+
+
+_ANSI = "terminal escapes and control characters: strip takes them out, raw leaves them in"
+LIST = {
+    "state": _one_of("only jobs in this state", *(state.value for state in job.State)),
+    "repo": Parameter({"type": "string"}, "only jobs of this owner/name, or name", "a string"),
+    "branch": Parameter({"type": "string"}, "only jobs of this branch", "a string"),
+    "stalled": Parameter(
+        {"type": "boolean"}, "only jobs that are stalled, or that are not", "true or false"
+    ),
+    "limit": _whole(1, 500, "at most so many jobs", 50),
+    "before": _text(
+        job.JOB_ID, "only jobs older than this one: the `next` of the page before", "a job id"
+    ),
 }
+LOG = {
+    "lines": _whole(1, 100_000, "the last so many lines; with an offset the first behind it", 200),
+    "offset": _whole(0, _MAX_OFFSET, "everything from this byte of the log on"),
+    "ansi": _one_of(_ANSI, "strip", "raw", default="strip"),
+}
+STREAM = {"ansi": _one_of(_ANSI, "strip", "raw", default="raw")}
+LAST_EVENT_ID = {
+    "Last-Event-ID": _whole(0, _MAX_OFFSET, "the last event's id: the stream goes on behind it")
+}
+IDEMPOTENCY_KEY = {
+    "Idempotency-Key": _text(
+        re.compile("[!-~]{1,200}"),
+        "a repeat with the same key and request returns the first answer",
+        "1 to 200 printable ASCII characters without spaces",
+    )
+}
+# A submission's fields but for its text, which is the body or a field of it.
+SUBMIT = {
+    "repo": _text(
+        re.compile(rf"(?:{job.OWNER.pattern}/)?{job.OWNER.pattern}"),
+        "owner/name of a repository, or its name where one owner has it",
+        "a string: owner/name",
+    ),
+    "branch": _text(job.BRANCH, "a branch it has", "a string that git takes as a branch"),
+    "filename": _text(
+        FILENAME,
+        f"the prompt's name, cut to {STEM_BYTES} bytes; it names the branch with the change",
+        "a string that ends in .md",
+        default=DEFAULT_FILENAME,
+    ),
+    "model": _text(MODEL, "instead of PV_CODEX_MODEL", "a string: a model's name"),
+    "timeout_seconds": Parameter(
+        {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT},
+        "the job ends after this",
+        "a number of seconds",
+    ),
+    "priority": Parameter(
+        {"type": "integer", "minimum": -MAX_PRIORITY, "maximum": MAX_PRIORITY, "default": 0},
+        "higher goes first",
+        "a whole number",
+    ),
+}
+NEEDED = ("repo", "branch", "markdown_text")
+_TEXT = Parameter({"type": "string", "pattern": r"\S"}, "the prompt; not blank", "a string")
+FIELDS = {**SUBMIT, "markdown_text": _TEXT}
+_TYPES = {"string": (str,), "integer": (int,), "number": (int, float)}
 
 
-def params(request: Request, *names: str) -> dict[str, str]:
-    """The query's parameters, all of which must be among `names`."""
-    unknown = [name for name in request.query if name not in names]
-    if unknown:
-        takes = ", ".join(names) or "no parameters"
-        raise Invalid.of([(name, f"is not known here: there is {takes}") for name in unknown])
-    return request.query
+def values(given: Mapping[str, str], known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """The parameters `given`, each read as its schema says; every fault is named at once."""
+    takes = ", ".join(known) or "no parameters"
+    faults = [(n, f"is not known here: there is {takes}") for n in given if n not in known]
+    found: dict[str, Any] = {}
+    for name, parameter in known.items():
+        if name in given:
+            try:
+                found[name] = _read(given[name], parameter)
+            except ValueError:
+                faults.append((name, f"must be {parameter.wanted}"))
+    if faults:
+        raise Invalid.of(faults)
+    return found
 
 
-def whole(params: dict[str, str], name: str, default: int, low: int, high: int) -> int:
-    """A whole number among `params`, `default` where it is not given. Raises Invalid."""
-    text = params.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) < 17 and low <= int(text) <= high):
-        raise Invalid.of([(name, f"must be a whole number from {low} to {high}")])
-    return int(text)
+def header(request: Request, known: Mapping[str, Parameter]) -> Any:
+    """The value of the one header in `known`; None where it was not sent. Raises Invalid."""
+    (name,) = known
+    text = request.headers.get(name.lower())
+    return None if text is None else values({name: text}, known)[name]
+
+
+def _read(text: str, parameter: Parameter) -> Any:
+    """The value that `text` stands for. Raises ValueError."""
+    schema = parameter.schema
+    kind = schema["type"]
+    if kind == "boolean":
+        return ("false", "true").index(text) == 1
+    if kind == "string":
+        wrong = text not in schema.get("enum", (text,))
+        if wrong or (parameter.expression and not parameter.expression.fullmatch(text)):
+            raise ValueError(text)
+        return text
+    if not (_INTEGER if kind == "integer" else _NUMBER).fullmatch(text):
+        raise ValueError(text)
+    value = int(text) if kind == "integer" else float(text)
+    low, above = schema.get("minimum", value), schema.get("exclusiveMinimum")
+    if not low <= value <= schema["maximum"] or (above is not None and value <= above):
+        raise ValueError(text)
+    return value
 
 
 def utf8(data: bytes, what: str) -> str:
@@ -65,34 +187,27 @@ def json_object(body: bytes) -> dict[str, Any]:
     return plain
 
 
-def from_query(params: dict[str, str]) -> dict[str, Any]:
-    """Query parameters as the JSON values they stand for."""
-    fields: dict[str, Any] = dict(params)
-    for name, parse in (("priority", int), ("timeout_seconds", float)):
-        if name in fields:
-            try:
-                fields[name] = parse(fields[name])
-            except ValueError:
-                raise Invalid.of([(name, f"must be {FIELDS[name][1]}")]) from None
-    return fields
-
-
-def submission(fields: dict[str, Any]) -> Submission:
+def submission(fields: Mapping[str, Any]) -> Submission:
     """A checked submission; every field of a wrong type is named at once."""
     faults = []
-    for name, (types, meaning, needed) in FIELDS.items():
+    given: dict[str, Any] = {}
+    for name, parameter in FIELDS.items():
         value = fields.get(name)
+        kind = parameter.schema["type"]
+        if kind == "integer" and isinstance(value, float) and value.is_integer():
+            value = int(value)  # 5.0 is a whole number in JSON
         if value is None:
-            if needed:
-                faults.append((name, f"is missing: it must be {meaning}"))
-        elif type(value) not in types or value != value:
-            faults.append((name, f"must be {meaning}"))
+            if name in NEEDED:
+                faults.append((name, f"is missing: it must be {parameter.wanted}"))
+        elif type(value) not in _TYPES[kind] or value != value:
+            faults.append((name, f"must be {parameter.wanted}"))
         elif isinstance(value, str) and not _is_unicode(value):
             faults.append((name, "holds half a surrogate pair, which is no Unicode text"))
+        else:
+            given[name] = value
     faults += [(str(n)[:50], "is not a field of a job") for n in fields if n not in FIELDS]
     if faults:
         raise Invalid.of(faults)
-    given = {name: value for name, value in fields.items() if value is not None}
     text = given.pop("markdown_text").encode()
     return Submission(text=text, **{"filename": DEFAULT_FILENAME, **given})
 

@@ -17,10 +17,12 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pv_lib import logfile
 from pv_lib.job import Record
 from pv_lib.journal import Journal
 from pv_lib.store import Index
@@ -39,6 +41,8 @@ class _Follower:
     sock: socket.socket
     job_id: str
     offset: int
+    strip: bool  # of terminal escapes
+    done: Callable[[], None]  # called once, when it has been dropped
     pending: memoryview = field(default_factory=lambda: memoryview(b""))
     ended: bool = False
     last_sent: float = 0.0
@@ -75,13 +79,23 @@ class Followers:
         """Start the thread."""
         self._thread.start()
 
-    def add(self, sock: socket.socket, job_id: str, offset: int) -> None:
+    def add(
+        self,
+        sock: socket.socket,
+        job_id: str,
+        offset: int,
+        *,
+        strip: bool,
+        done: Callable[[], None],
+    ) -> None:
         """Follow the job's log from byte `offset` on; the socket is ours from here on.
 
-        Its headers have been sent. From any thread.
+        Its headers have been sent. `strip` leaves terminal escapes out; `done` is called when the
+        socket has been closed. From any thread.
         """
         sock.setblocking(False)
-        self._arrivals.append(_Follower(sock, job_id, offset, last_sent=time.monotonic()))
+        follower = _Follower(sock, job_id, offset, strip, done, last_sent=time.monotonic())
+        self._arrivals.append(follower)
         self._wake()
 
     def stop(self) -> None:
@@ -139,7 +153,7 @@ class Followers:
             with contextlib.suppress(OSError):
                 feed.fd = os.open(feed.path, os.O_RDONLY | os.O_NOFOLLOW)
         size = os.fstat(feed.fd).st_size if feed.fd >= 0 else 0
-        frames: dict[int, tuple[bytes, int]] = {}
+        frames: dict[tuple[int, bool], tuple[bytes, int]] = {}
         now = time.monotonic()
         for follower in list(feed.followers):
             if follower.pending:
@@ -160,13 +174,13 @@ class Followers:
         follower: _Follower,
         record: Record | None,
         over: bool,
-        frames: dict[int, tuple[bytes, int]],
+        frames: dict[tuple[int, bool], tuple[bytes, int]],
     ) -> None:
         """The next frames for one follower; `frames` shares them with others at its offset."""
-        start = follower.offset
-        if start not in frames:
-            frames[start] = _frames(feed.fd, start, final=over)
-        data, follower.offset = frames[start]
+        start, strip = follower.offset, follower.strip
+        if (start, strip) not in frames:
+            frames[start, strip] = _frames(feed.fd, start, strip=strip, final=over)
+        data, follower.offset = frames[start, strip]
         if over and follower.offset == start and not data:
             follower.ended = True
             data = _end_frame(record)
@@ -216,6 +230,7 @@ class Followers:
         with contextlib.suppress(OSError):
             follower.sock.shutdown(socket.SHUT_WR)
         follower.sock.close()
+        follower.done()
         if not feed.followers:
             del self._feeds[follower.job_id]
             if feed.fd >= 0:
@@ -240,7 +255,7 @@ def split_lines(data: bytes, *, final: bool) -> list[tuple[bytes, int]]:
     return lines
 
 
-def _frames(fd: int, offset: int, *, final: bool) -> tuple[bytes, int]:
+def _frames(fd: int, offset: int, *, strip: bool, final: bool) -> tuple[bytes, int]:
     """Events for the whole lines from `offset` on, a chunk's worth, and the offset behind them."""
     if fd < 0:
         return b"", offset
@@ -254,8 +269,8 @@ def _frames(fd: int, offset: int, *, final: bool) -> tuple[bytes, int]:
         size *= 4  # a line longer than the chunk
     out = bytearray()
     for line, end in lines:
-        text = line.decode("utf-8", "replace").encode()
-        out += b"id: %d\ndata: %b\n\n" % (offset + end, text)
+        text = logfile.strip(line) if strip else line.decode("utf-8", "replace")
+        out += b"id: %d\ndata: %b\n\n" % (offset + end, text.encode())
     return bytes(out), offset + (lines[-1][1] if lines else 0)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 from pv_lib import files, frontmatter, job
 from pv_lib.config import Config
 from pv_lib.errors import Conflict, Invalid, KeyReused, NoRoom, NotFound, TooLarge, ValetError
-from pv_lib.inbox import ARCHIVED, CLAIMED, QUEUED, STEM_BYTES, Inbox, Prompt, tidy_stem
+from pv_lib.inbox import ARCHIVED, CLAIMED, QUEUED, Inbox, Prompt, tidy_stem
 from pv_lib.job import JobIds, Record, State
 from pv_lib.repos import Repos
 from pv_lib.store import Index, Runs
@@ -28,6 +29,9 @@ from pv_lib.store import Index, Runs
 DEFAULT_FILENAME = "prompt.prompt.md"
 MAX_PRIORITY = 1000
 MAX_TIMEOUT = 31_536_000  # a year, in seconds
+_MAX_NAME = 200  # characters of a filename
+FILENAME = re.compile(r"[^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]{0,196}\.md")
+MODEL = re.compile(r"[^\x00-\x20\x7f-\xa0-][^\x00-\x1f\x7f-\x9f]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -233,8 +237,7 @@ class Intake:
             0 < submission.timeout_seconds <= MAX_TIMEOUT
         ):
             faults.append(("timeout_seconds", f"must be more than 0 and at most {MAX_TIMEOUT}"))
-        model = submission.model
-        if model is not None and (not model or model[0] == "-" or not model.isprintable()):
+        if submission.model is not None and not MODEL.fullmatch(submission.model):
             faults.append(("model", "must be a model's name"))
         if faults:
             raise Invalid.of(faults)
@@ -336,16 +339,15 @@ def _as_submission(record: Record, text: bytes) -> Submission:
 
 
 def _filename_fault(name: str) -> str | None:
-    if "/" in name or not name.isprintable() or not name.strip():
-        return "must be a plain name without slashes or control characters"
+    if FILENAME.fullmatch(name):
+        return None
     if name.startswith("."):
         return "must not begin with a dot"
     if not name.endswith(".md"):
         return "must end in .md"
-    stem = name.removesuffix(".md").removesuffix(".prompt")
-    if len(stem.encode("utf-8", "replace")) > STEM_BYTES:
-        return f"must not be longer than {STEM_BYTES} bytes before its .md"
-    return None
+    if len(name) > _MAX_NAME:
+        return f"must not be longer than {_MAX_NAME} characters"
+    return "must be a plain name without slashes or control characters"
 
 
 def _fingerprint(submission: Submission) -> str:

@@ -6,12 +6,22 @@ What the text looks like is `codex`'s; who follows it live is `follow`'s.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from pv_lib.codex import Transcript
 
 _BLOCK = 1 << 16
+_PIECE = 1 << 18  # bytes of log cleaned at once
+_ODD = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f-\xff]")
+_CONTROL = re.compile(
+    r"\x1b[\]PX^_][^\x07\x1b\x9c\r\n]*(?:\x07|\x1b\\|\x9c)"  # titles, links, clipboard
+    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor
+    r"|\x1b[ -/]*[0-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
+)
+_LONE_CR = re.compile(r"\r(?!\n)")
 
 
 def open_log(path: Path) -> BinaryIO:
@@ -42,6 +52,49 @@ def tail_start(log: BinaryIO, lines: int) -> tuple[int, int]:
         wanted -= found
         end = start
     return 0, size
+
+
+def piece(log: BinaryIO, offset: int, lines: int | None) -> tuple[int, int]:
+    """Where the log's part from byte `offset` on begins and ends, `lines` lines long at most."""
+    fd = log.fileno()
+    size = os.fstat(fd).st_size
+    start = end = min(offset, size)
+    if lines is None:
+        return start, size
+    while end < size:
+        block = os.pread(fd, min(_BLOCK, size - end), end)
+        found = block.count(b"\n")
+        if found >= lines:
+            place = -1
+            for _ in range(lines):
+                place = block.index(b"\n", place + 1)
+            return start, end + place + 1
+        lines -= found
+        end += len(block)
+    return start, size
+
+
+def plain(log: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    """The log from byte `start` to `end` as a terminal may have it, a piece at a time.
+
+    Escape sequences and control characters are left out, a lone CR ends a line as LF does, and
+    what is not UTF-8 becomes U+FFFD.
+    """
+    fd = log.fileno()
+    while start < end:
+        data = os.pread(fd, min(_PIECE, end - start), start)
+        if not data:
+            return
+        whole = data.rfind(b"\n") + 1
+        if whole and start + len(data) < end:
+            data = data[:whole]
+        start += len(data)
+        yield _LONE_CR.sub("\n", strip(data)).encode() if _ODD.search(data) else data
+
+
+def strip(text: bytes) -> str:
+    """`text` without what a terminal would obey, but for tab, LF and CR."""
+    return _CONTROL.sub("", text.decode("utf-8", "replace"))
 
 
 class LogWriter:

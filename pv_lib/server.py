@@ -1,99 +1,73 @@
-"""The HTTP server: sockets, limits, deadlines, the gate, and bytes in and out.
+"""The HTTP server: sockets, deadlines, and bytes in and out.
 
 ThreadingHTTPServer accepts and gives each connection a thread; the head is read and parsed by our
-own strict rules (`wire`), the answer comes from `api`. Nothing here knows what a job is.
+own strict rules (`wire`), let in by `gate`, counted by `limits`, and answered by `api`. Nothing
+here knows what a job is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hmac
 import json
+import os
+import select
 import socket
 import socketserver
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, cast
-from urllib.parse import urlsplit
+from typing import Any
 
 from pv_lib import wire
 from pv_lib.errors import (
     Busy,
-    Forbidden,
     HeadTooLarge,
     Invalid,
     MethodNotAllowed,
-    Misdirected,
     Timeout,
     TooLarge,
     Unauthorized,
     ValetError,
 )
+from pv_lib.gate import Gate
 from pv_lib.journal import Journal
+from pv_lib.limits import (
+    BODY_SECONDS,
+    HEAD_SECONDS,
+    IDLE_SECONDS,
+    MAX_HEAD,
+    SEND_RATE,
+    SEND_SECONDS,
+    Limits,
+)
 from pv_lib.wire import Head, Request, Response
 
-MAX_HEAD = 32 << 10  # bytes of request line and headers
-MAX_CONNECTIONS = 256
-IDLE_SECONDS = 30.0  # a keep-alive connection without a request
-HEAD_SECONDS = 10.0  # from a request's first byte to its blank line
-BODY_SECONDS = 60.0  # from the blank line to the body's last byte
-SEND_SECONDS = 60.0  # one write to a client that does not read
+GUESS_SECONDS = 0.5  # what a wrong token costs its sender
 LINGER_SECONDS = 2.0  # how long, and how many bytes, a refused client may still send
 LINGER_BYTES = 64 << 20
+_GIVE_WAY_SECONDS = 0.25  # how long a new connection waits for an old one to make room
 _NO_DESCRIPTOR_PAUSE = 0.1
+_PAUSE_STEP = 0.05
 _READ = 1 << 16
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_SMALL = 1 << 16  # bytes that go into a socket's buffer without waiting
 
 
 @dataclass(frozen=True)
 class Follow:
-    """A route's answer that is a live stream: the socket goes to `hand_over` behind the head."""
+    """A route's answer that is a live stream: the socket goes to `hand_over` behind the head.
+
+    `drop` is called instead where it cannot: either of them, once.
+    """
 
     hand_over: Callable[[socket.socket], None]
+    drop: Callable[[], None]
 
 
 Answer = Response | Follow
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Who gets in. `hosts` are names without port; `token` None means none is needed."""
-
-    hosts: frozenset[str]
-    token: str | None
-
-    def check(self, head: Head) -> None:
-        """Raise Misdirected, Forbidden or Unauthorized for a request without right.
-
-        In this order: Host (DNS rebinding), Origin, Sec-Fetch-Site (foreign pages), token.
-        """
-        host = head.headers.get("host", "").lower()
-        if _host_name(host) not in self.hosts:
-            raise Misdirected(
-                f"the Host {host[:100]!r} is not served here: add it to PV_ALLOWED_HOSTS"
-            )
-        origin = head.headers.get("origin")
-        if origin is not None and not self._own(origin, host):
-            raise Forbidden("the request comes from a page of another origin")
-        site = head.headers.get("sec-fetch-site", "none")
-        if site not in ("none", "same-origin"):
-            raise Forbidden("the browser says that the request comes from another site")
-        if self.token is not None:
-            given = head.headers.get("authorization", "")
-            wanted = f"Bearer {self.token}"
-            if not hmac.compare_digest(given.encode("latin-1"), wanted.encode()):
-                raise Unauthorized("a bearer token is needed: Authorization: Bearer …")
-
-    def _own(self, origin: str, host: str) -> bool:
-        try:
-            return urlsplit(origin).netloc.lower() == host
-        except ValueError:
-            return False
 
 
 class Server(ThreadingHTTPServer):
@@ -108,15 +82,15 @@ class Server(ThreadingHTTPServer):
         address: tuple[str, int],
         routes: Callable[[Request], Answer],
         gate: Gate,
-        max_body: int,
+        limits: Limits,
         journal: Journal,
     ) -> None:
         self.routes = routes
         self.gate = gate
-        self.max_body = max_body
+        self.limits = limits
         self.journal = journal
-        self._count = threading.Lock()  # guards connections
-        self.connections = 0
+        self._changed = threading.Condition()  # guards _patient; told when a connection ends
+        self._patient: dict[Connection, None] = {}  # oldest first
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, Connection)
@@ -143,23 +117,46 @@ class Server(ThreadingHTTPServer):
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the connection a thread, or turn it away when there are too many."""
-        with self._count:
-            full = self.connections >= MAX_CONNECTIONS
-            self.connections += not full
-        if full:
+        """Give the connection a thread, or turn it away when all are at work."""
+        if not self._enter():
             self._turn_away(request, "too many connections: try again in a second")
             return
         try:
             super().process_request(request, client_address)
         except RuntimeError:
-            with self._count:
-                self.connections -= 1
+            self._leave()
             self._turn_away(request, "the system allows no further thread: try again in a second")
 
+    @contextlib.contextmanager
+    def patience(self, connection: Connection) -> Iterator[None]:
+        """While the connection waits for its client: the oldest such one makes room for a new."""
+        with self._changed:
+            self._patient[connection] = None
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._patient.pop(connection, None)
+
+    def _enter(self) -> bool:
+        if self.limits.connections.enter():
+            return True
+        with self._changed:
+            if not self._patient:
+                return False
+            oldest = next(iter(self._patient))
+            del self._patient[oldest]
+            oldest.give_way()
+            return self._changed.wait_for(self.limits.connections.enter, _GIVE_WAY_SECONDS)
+
+    def _leave(self) -> None:
+        self.limits.connections.leave()
+        with self._changed:
+            self._changed.notify_all()
+
     def _turn_away(self, request: Any, why: str) -> None:
+        self.limits.connections.refused += 1
         busy = _problem(Busy(why))
-        busy.headers["Retry-After"] = "1"
         request.settimeout(0.1)
         try:
             request.sendall(wire.encode_head(busy, time.time(), close=True) + busy.body)
@@ -173,8 +170,7 @@ class Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            with self._count:
-                self.connections -= 1
+            self._leave()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Only a defect of ours comes here: connections that break are the clients' business."""
@@ -182,7 +178,7 @@ class Server(ThreadingHTTPServer):
 
 
 class _Gone(Exception):
-    """The client has closed or reset the connection."""
+    """The client has closed or reset the connection, or it had to give way."""
 
 
 class Connection(BaseHTTPRequestHandler):
@@ -195,9 +191,17 @@ class Connection(BaseHTTPRequestHandler):
         """No buffered files: the socket is read and written here alone."""
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         self._buffer = bytearray()
+        self._gave_way = False
+        self._is_sending = False
 
     def finish(self) -> None:
         """Nothing to flush; the server closes the socket."""
+
+    def give_way(self) -> None:
+        """End the wait for the client; from the accepting thread."""
+        self._gave_way = True
+        with contextlib.suppress(OSError):
+            self.request.shutdown(socket.SHUT_RDWR if self._is_sending else socket.SHUT_RD)
 
     def handle(self) -> None:
         """Answer requests until one side wants no more."""
@@ -211,21 +215,29 @@ class Connection(BaseHTTPRequestHandler):
         """One request and its answer; whether another may follow."""
         head = None
         try:
-            data = self._read_head()
+            with self.server.patience(self):
+                data = self._read_head()
             if data is None:
                 return False
             head = wire.parse_head(data)
-            self.server.gate.check(head)
-            request = self._read_request(head)
+            self.server.gate.check(head, time.time())
+            return self._respond(head, b"") if not head.length else self._take_body(head)
         except ValetError as error:  # the rest of the connection cannot be trusted
-            self._send(_problem(error), close=True, bare=bool(head and head.method == "HEAD"))
-            self._linger()
+            if isinstance(error, Unauthorized) and error.guess:
+                self._pause(GUESS_SECONDS)
+            self._send(_problem(error), head, close=True)
             return False
+
+    def _respond(self, head: Head, body: bytes) -> bool:
+        segments, query = wire.decode_path(head.path), wire.decode_query(head.query)
+        client = self.client_address[0]
+        request = Request(head.method, segments, query, head.headers, body, client)
         answer = self._answer(request)
         if isinstance(answer, Follow):
             return self._follow(answer, bare=head.method == "HEAD")
-        self._send(answer, close=not head.keep_alive, bare=head.method == "HEAD")
-        return head.keep_alive
+        keep = head.keep_alive and not self._gave_way
+        self._send(answer, head, close=not keep)
+        return keep
 
     def _answer(self, request: Request) -> Answer:
         try:
@@ -254,8 +266,10 @@ class Connection(BaseHTTPRequestHandler):
                 del self._buffer[: end + 4]
                 return data
             searched = len(self._buffer)
-            if self._buffer and not started:
-                started, deadline = True, time.monotonic() + HEAD_SECONDS
+            if self._buffer and self._buffer != b"\r":
+                wire.check_start(bytes(self._buffer))
+                if not started:
+                    started, deadline = True, time.monotonic() + HEAD_SECONDS
             try:
                 more = self._receive(deadline)
             except TimeoutError:
@@ -267,12 +281,23 @@ class Connection(BaseHTTPRequestHandler):
                     return None
                 raise Invalid("the request's head ended in the middle")
 
-    def _read_request(self, head: Head) -> Request:
-        if head.length > self.server.max_body:
-            limit = self.server.max_body
-            raise TooLarge(f"the body has {head.length} bytes; at most {limit} are taken")
-        segments = wire.decode_path(head.path)
-        query = wire.decode_query(head.query)
+    def _take_body(self, head: Head) -> bool:
+        """Read the body and answer; it is counted as long as it is in memory."""
+        limits = self.server.limits
+        if head.length > limits.max_body:
+            most = limits.max_body
+            raise TooLarge(f"the body has {head.length} bytes; at most {most} are taken")
+        if not limits.bodies.enter(head.length):
+            limits.bodies.refused += 1
+            raise Busy("too many large bodies at once: try again in a second")
+        try:
+            with self.server.patience(self):
+                body = self._read_body(head)
+            return self._respond(head, body)
+        finally:
+            limits.bodies.leave(head.length)
+
+    def _read_body(self, head: Head) -> bytes:
         expected = head.headers.get("expect", "").lower()
         if expected == "100-continue" and head.length and not self._buffer:
             self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -286,7 +311,7 @@ class Connection(BaseHTTPRequestHandler):
                 raise Invalid("the body is shorter than its Content-Length")
         body = bytes(self._buffer[: head.length])
         del self._buffer[: head.length]
-        return Request(head.method, segments, query, head.headers, body)
+        return body
 
     def _receive(self, deadline: float) -> bool:
         """More bytes into the buffer; False at the client's end. Raises TimeoutError."""
@@ -298,48 +323,103 @@ class Connection(BaseHTTPRequestHandler):
             data = self.request.recv(_READ)
         except ConnectionError:
             raise _Gone from None
+        if not data and self._gave_way:
+            if not self._buffer:
+                raise _Gone
+            raise Busy("others waited for this connection's place: try again in a second")
         self._buffer += data
         return bool(data)
 
-    def _send(self, response: Response, *, close: bool, bare: bool) -> None:
-        head = wire.encode_head(response, time.time(), close=close)
-        self.request.settimeout(SEND_SECONDS)
+    def _send(self, response: Response, head: Head | None, *, close: bool) -> None:
+        version = head.version if head else "HTTP/1.1"
+        data = wire.encode_head(response, time.time(), close=close, version=version)
+        bare = head is not None and head.method == "HEAD"
+        file, chunks = (None, None) if bare else (response.file, response.chunks)
         try:
-            if bare or response.file is None:
-                self.request.sendall(head if bare else head + response.body)
-            else:
-                self.request.sendall(head)
-                self._send_file(response)
+            if not bare and not file and not chunks:
+                data += response.body
+            self._write(data)
+            if file:
+                self._send_file(file.fileno(), file.tell(), response.length)
+            elif chunks:
+                self._send_chunks(chunks, framed=version == "HTTP/1.1")
         finally:
             if response.file is not None:
                 response.file.close()
+        if close:
+            self._linger()
 
-    def _send_file(self, response: Response) -> None:
-        file = cast(Any, response.file)
-        if response.length and self.request.sendfile(file, file.tell(), response.length) != (
-            response.length
-        ):
-            raise _Gone  # the file shrank: an honest end is a broken connection
+    def _write(self, data: bytes) -> None:
+        self.request.settimeout(SEND_SECONDS + len(data) / SEND_RATE)
+        if len(data) <= _SMALL:
+            self.request.sendall(data)
+        else:
+            with self._sending():
+                self.request.sendall(data)
+
+    def _send_chunks(self, chunks: Iterator[bytes], *, framed: bool) -> None:
+        """Send what nobody knows the length of; without frames, the connection's end ends it."""
+        for chunk in chunks:
+            self._write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if framed else chunk)
+        if framed:
+            self._write(b"0\r\n\r\n")
+
+    def _send_file(self, fd: int, start: int, length: int) -> None:
+        """Send a part of a file; if it shrank, an honest end is a broken connection."""
+        deadline = time.monotonic() + SEND_SECONDS + length / SEND_RATE
+        end = start + length
+        poll = select.poll()
+        poll.register(self.request, select.POLLOUT)
+        with self._sending():
+            while start < end:
+                left = deadline - time.monotonic()
+                if left <= 0 or not poll.poll(left * 1000):
+                    raise _Gone
+                with contextlib.suppress(BlockingIOError):
+                    sent = os.sendfile(self.request.fileno(), fd, start, end - start)
+                    if not sent:
+                        raise _Gone
+                    start += sent
+
+    @contextlib.contextmanager
+    def _sending(self) -> Iterator[None]:
+        """While a client takes its time to read."""
+        self._is_sending = True
+        with self.server.patience(self):
+            yield
+        self._is_sending = False
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        with self.server.patience(self):
+            while not self._gave_way and time.monotonic() < end:
+                time.sleep(_PAUSE_STEP)
 
     def _follow(self, answer: Follow, *, bare: bool) -> bool:
-        self.request.settimeout(SEND_SECONDS)
-        self.request.sendall(wire.encode_stream_head(time.time()))
-        if not bare:
+        try:
+            self._write(wire.encode_stream_head(time.time()))
+        except OSError:
+            answer.drop()
+            raise
+        if bare:
+            answer.drop()
+        else:
             answer.hand_over(socket.socket(fileno=self.request.detach()))
         return False
 
     def _linger(self) -> None:
-        """Let the client read the refusal: close in its face, and a reset may eat it."""
+        """Let the client read the answer: close in its face, and a reset may eat it."""
         try:
             self.request.shutdown(socket.SHUT_WR)
             deadline = time.monotonic() + LINGER_SECONDS
             left = LINGER_BYTES
-            while left > 0 and (pause := deadline - time.monotonic()) > 0:
-                self.request.settimeout(pause)
-                data = self.request.recv(_READ)
-                if not data:
-                    return
-                left -= len(data)
+            with self.server.patience(self):
+                while left > 0 and (pause := deadline - time.monotonic()) > 0:
+                    self.request.settimeout(pause)
+                    data = self.request.recv(_READ)
+                    if not data:
+                        return
+                    left -= len(data)
         except OSError:
             return
 
@@ -351,10 +431,6 @@ def _problem(error: ValetError) -> Response:
         response.headers["Allow"] = error.allow
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, Busy):
+        response.headers["Retry-After"] = "1"
     return response
-
-
-def _host_name(host: str) -> str:
-    """A Host header without its port: `[::1]:8888` is `[::1]`."""
-    name, colon, port = host.rpartition(":")
-    return name if colon and port.isdigit() else host

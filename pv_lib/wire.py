@@ -8,27 +8,38 @@ No socket, no route, no file is known here.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, BinaryIO
 from urllib.parse import unquote
 
-from pv_lib.errors import BadVersion, Invalid, NotImplementedHere, ValetError
+from pv_lib.errors import BadVersion, HeadTooLarge, Invalid, NotImplementedHere, ValetError
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
+MAX_HEADERS = 100
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) (\S+) (HTTP/\d\.\d)")
+_START = re.compile(rf"{_TOKEN}(?: [!-~]*(?: [!-~]{{0,10}})?)?\r?".encode())
 _HEADER = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _TARGET = re.compile(r"/[!-~]*|\*")
 _QUERY_PAIR = re.compile(r"([^=&]*)(?:=([^&]*))?")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _FORM_PARAM = re.compile(r';\s*([A-Za-z*]+)=(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))')
 _BOUNDARY = re.compile(r"""[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]""")
+_ONCE = frozenset(
+    {
+        *("host", "content-length", "transfer-encoding", "content-type", "origin"),
+        *("sec-fetch-site", "authorization", "idempotency-key", "last-event-id", "expect"),
+    }
+)
+_NO_REQUEST_LINE = "the request line is not METHOD TARGET HTTP/1.1"
 _ALWAYS = (
     "Server: prompt-valet\r\nX-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n"
-    "X-Frame-Options: DENY\r\nContent-Security-Policy: default-src 'none'\r\n"
-    "Cache-Control: no-store\r\n"
+    "X-Frame-Options: DENY\r\nContent-Security-Policy: default-src 'none'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n"
+    "Cross-Origin-Resource-Policy: same-origin\r\nCache-Control: no-store\r\n"
 )
 
 
@@ -52,23 +63,26 @@ class Head:
 
 @dataclass(frozen=True)
 class Request:
-    """What a route gets: decoded path segments, query parameters, headers and the whole body."""
+    """What a route gets: decoded path segments, query parameters, headers and the whole body.
+
+    `client` is the address it came from, without port.
+    """
 
     method: str
     segments: tuple[str, ...]
     query: dict[str, str]
     headers: dict[str, str]
     body: bytes = b""
-
-    @property
-    def content_type(self) -> str:
-        """The media type alone, in lower case; empty without the header."""
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+    client: str = ""
 
 
 @dataclass
 class Response:
-    """What a route answers. With `file`, `length` bytes from its position follow the head."""
+    """What a route answers: `body`, or else a longer one.
+
+    With `file`, `length` bytes from its position; with `chunks`, what they yield, of a length
+    nobody knows before. Whoever sends it closes the file.
+    """
 
     status: int
     body: bytes = b""
@@ -76,6 +90,7 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
     file: BinaryIO | None = None
     length: int = 0
+    chunks: Iterator[bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,19 +105,11 @@ class Part:
 def parse_head(data: bytes) -> Head:
     """A request head, from its first byte up to and without the blank line.
 
-    Raises Invalid, BadVersion or NotImplementedHere; the connection cannot be trusted then.
+    Raises Invalid, BadVersion, NotImplementedHere or HeadTooLarge; the connection cannot be
+    trusted then.
     """
     lines = data.decode("latin-1").split("\r\n")
-    match = _REQUEST_LINE.fullmatch(lines[0])
-    if not match:
-        raise Invalid("the request line is not METHOD TARGET HTTP/1.1")
-    method, target, version = match.groups()
-    if version not in ("HTTP/1.1", "HTTP/1.0"):
-        raise BadVersion(f"{version} is not spoken here: use HTTP/1.1")
-    if method not in METHODS:
-        raise NotImplementedHere(f"the method {method[:20]} is not known")
-    if not _TARGET.fullmatch(target) or (target == "*" and method != "OPTIONS"):
-        raise Invalid("the request target must be a path that begins with /")
+    method, target, version = _request_line(lines[0])
     headers = _headers(lines[1:])
     if version == "HTTP/1.1" and "host" not in headers:
         raise Invalid("the Host header is missing")
@@ -110,6 +117,38 @@ def parse_head(data: bytes) -> Head:
         raise NotImplementedHere("transfer codings are not read here: send a Content-Length")
     path, _, query = target.partition("?")
     return Head(method, path, query, version, headers, _length(headers.get("content-length", "0")))
+
+
+def check_start(data: bytes) -> None:
+    """See that `data`, the beginning of a head that is still to come, can become one.
+
+    Raises as `parse_head`. What speaks another protocol (TLS, HTTP/0.9) would wait for an answer
+    as long as we wait for its blank line.
+    """
+    line, end, _ = data.partition(b"\n")
+    if not _START.fullmatch(line) or (end and not line.endswith(b"\r")):
+        raise Invalid(_NO_REQUEST_LINE)
+    if end:
+        _request_line(line[:-1].decode("latin-1"))
+
+
+def _request_line(line: str) -> tuple[str, str, str]:
+    match = _REQUEST_LINE.fullmatch(line)
+    if not match:
+        raise Invalid(_NO_REQUEST_LINE)
+    method, target, version = match.groups()
+    if version not in ("HTTP/1.1", "HTTP/1.0"):
+        raise BadVersion(f"{version} is not spoken here: use HTTP/1.1")
+    if method not in METHODS:
+        raise NotImplementedHere(f"the method {method[:20]} is not known")
+    if not _TARGET.fullmatch(target) or (target == "*" and method != "OPTIONS"):
+        raise Invalid("the request target must be a path that begins with /")
+    return method, target, version
+
+
+def media_type(headers: Mapping[str, str]) -> str:
+    """The Content-Type's media type alone, in lower case; empty without the header."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def decode_path(path: str) -> tuple[str, ...]:
@@ -130,18 +169,21 @@ def decode_query(query: str) -> dict[str, str]:
     return found
 
 
-def encode_head(response: Response, now: float, *, close: bool) -> bytes:
-    """The response's head with its blank line; `now` is Unix time."""
+def encode_head(response: Response, now: float, *, close: bool, version: str = "HTTP/1.1") -> bytes:
+    """The response's head with its blank line; `now` is Unix time, `version` the client's."""
     try:
         phrase = HTTPStatus(response.status).phrase
     except ValueError:
         phrase = ""
     length = response.length if response.file else len(response.body)
+    size = f"Content-Length: {length}\r\n"
+    if response.chunks:
+        size = "Transfer-Encoding: chunked\r\n" if version == "HTTP/1.1" else ""
     lines = [f"HTTP/1.1 {response.status} {phrase}\r\nDate: {formatdate(now, usegmt=True)}\r\n"]
     lines.append(_ALWAYS)
     if response.status != 204:
         kind = _printable(response.content_type)
-        lines.append(f"Content-Type: {kind}\r\nContent-Length: {length}\r\n")
+        lines.append(f"Content-Type: {kind}\r\n{size}")
     for name, value in response.headers.items():
         lines.append(f"{_printable(name)}: {_printable(value)}\r\n")
     lines.append("Connection: close\r\n\r\n" if close else "\r\n")
@@ -206,13 +248,15 @@ def _params(value: str) -> dict[str, str]:
 
 
 def _headers(lines: list[str]) -> dict[str, str]:
+    if len(lines) > MAX_HEADERS:
+        raise HeadTooLarge(f"the request has more than {MAX_HEADERS} header lines")
     headers: dict[str, str] = {}
     for line in lines:
         match = _HEADER.fullmatch(line)
         if not match:
             raise Invalid("a header line is not NAME: VALUE in printable characters")
         name, value = match[1].lower(), match[2].strip(" \t")
-        if name in headers and name in ("host", "content-length", "transfer-encoding", "origin"):
+        if name in headers and name in _ONCE:
             raise Invalid(f"the header {name} is given more than once")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers

@@ -1,0 +1,96 @@
+"""What clients may take of the server at most, and how much of it they have now.
+
+The numbers stand here once; `server` and `api` keep to them and the status shows them. Nothing
+here refuses, waits or closes.
+"""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections import Counter
+from typing import Any
+
+MAX_HEAD = 32 << 10  # bytes of request line and headers
+IDLE_SECONDS = 30.0  # a keep-alive connection without a request
+HEAD_SECONDS = 10.0  # from a request's first byte to its blank line
+BODY_SECONDS = 60.0  # from the blank line to the body's last byte
+SEND_SECONDS = 60.0  # a write to a client that does not read, and a second per SEND_RATE bytes
+SEND_RATE = 64 << 10
+MAX_CONNECTIONS = 256  # each has a thread while it lasts
+_BODIES = 64 << 20  # bytes of request bodies in memory
+_STREAMS = 10_240
+_STREAMS_EACH = 5_120  # of one client's address; behind a proxy that is everybody's
+_OTHER_FILES = 512  # descriptors kept for connections, jobs and logs
+
+
+class Gauge:
+    """How much of one thing is taken: `most` in all, `each` by one client. From any thread."""
+
+    def __init__(self, most: int, each: int | None = None) -> None:
+        self.most = most
+        self.each = each
+        self.now = 0
+        self.refused = 0  # clients turned away, as whoever did it counts them
+        self._lock = threading.Lock()  # guards what is taken
+        self._by_client: Counter[str] = Counter()
+
+    def enter(self, amount: int = 1, client: str = "") -> bool:
+        """Take `amount`; False, and nothing taken, where that would be too much."""
+        with self._lock:
+            theirs = self._by_client[client] + amount
+            if self.now + amount > self.most or (self.each is not None and theirs > self.each):
+                return False
+            self.now += amount
+            if self.each is not None:
+                self._by_client[client] = theirs
+            return True
+
+    def leave(self, amount: int = 1, client: str = "") -> None:
+        """Give `amount` back."""
+        with self._lock:
+            self.now -= amount
+            self._by_client[client] -= amount
+            if self._by_client[client] <= 0:
+                del self._by_client[client]
+
+    def shown(self) -> dict[str, int]:
+        """For the status."""
+        plain = {"now": self.now, "most": self.most, "refused": self.refused}
+        return plain if self.each is None else {**plain, "most_per_client": self.each}
+
+
+class Limits:
+    """The gauges of one server. `max_body` is the largest body of one request, in bytes."""
+
+    def __init__(self, max_body: int) -> None:
+        self.max_body = max_body
+        self.connections = Gauge(MAX_CONNECTIONS)
+        self.bodies = Gauge(max(_BODIES, max_body))
+        room = max(_spare_descriptors(), 16)
+        self.streams = Gauge(min(_STREAMS, room), min(_STREAMS_EACH, room))
+
+    def shown(self) -> dict[str, Any]:
+        """For the status."""
+        return {
+            "connections": self.connections.shown(),
+            "streams": self.streams.shown(),
+            "body_bytes": self.bodies.shown(),
+            "largest_body_bytes": self.max_body,
+            "largest_head_bytes": MAX_HEAD,
+            "head_seconds": HEAD_SECONDS,
+            "body_seconds": BODY_SECONDS,
+            "idle_seconds": IDLE_SECONDS,
+        }
+
+
+def _spare_descriptors() -> int:
+    """What streams may have of this process's open files, once their limit is raised to enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    endless = resource.RLIM_INFINITY
+    wanted = _STREAMS + _OTHER_FILES
+    reachable = wanted if hard == endless else min(hard, wanted)
+    if soft != endless and soft < reachable:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
+        soft = reachable
+    return (wanted if soft == endless else soft) - _OTHER_FILES

@@ -1,0 +1,147 @@
+"""The OpenAPI 3.1 document, made from the table of routes and nothing else. Pure.
+
+An operation says here what it takes and answers; what every request can run into (the gate, the
+limits, a fault of ours) is added to each, so that it need not be written down for any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from pv_lib.fields import Parameter
+from pv_lib.schemas import JOB_ID, SCHEMAS, ref
+
+JSON = "application/json"
+_EVERYWHERE = (400, 401, 403, 408, 421, 431, 500, 503)
+_WITH_BODY = (413, 415, 507)
+_TEXT = {"type": "string"}
+
+
+@dataclass(frozen=True)
+class Body:
+    """A body's media type, and its schema: a name from `schemas`, or None for text or bytes."""
+
+    media: str
+    schema: str | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path, as far as a client can see it.
+
+    `problems` are the statuses it can fail with beside those that every operation has.
+    """
+
+    method: str
+    path: str
+    name: str
+    answers: Mapping[int, Body | None]
+    query: Mapping[str, Parameter] = field(default_factory=dict)
+    headers: Mapping[str, Parameter] = field(default_factory=dict)
+    takes: tuple[Body, ...] = ()
+    problems: tuple[int, ...] = ()
+    summary: str = ""
+
+
+def document(operations: Iterable[Operation], version: str, *, secured: bool) -> dict[str, Any]:
+    """The whole document; `secured` says whether a token is needed."""
+    known = tuple(operations)
+    paths: dict[str, Any] = {}
+    for operation in known:
+        item = paths.setdefault(operation.path, {})
+        if "{job_id}" in operation.path:
+            item["parameters"] = [{"$ref": "#/components/parameters/job_id"}]
+        item[operation.method.lower()] = _operation(operation, known)
+    components: dict[str, Any] = {
+        "schemas": SCHEMAS,
+        "parameters": {
+            "job_id": {"name": "job_id", "in": "path", "required": True, "schema": JOB_ID}
+        },
+        "responses": {f"problem_{status}": _problem(status) for status in _all_problems(known)},
+    }
+    plain: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Prompt Valet",
+            "version": version,
+            "description": "The box in the corner that does your coding jobs. HEAD answers "
+            "wherever GET does, OPTIONS on every path.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "paths": paths,
+        "components": components,
+    }
+    if secured:
+        components["securitySchemes"] = {
+            "token": {"type": "http", "scheme": "bearer"},
+            "session": {"type": "apiKey", "in": "cookie", "name": "pv_session"},
+        }
+        plain["security"] = [{"token": []}, {"session": []}]
+    return plain
+
+
+def _operation(operation: Operation, known: tuple[Operation, ...]) -> dict[str, Any]:
+    answers = {
+        str(status): _answer(status, body, known) for status, body in operation.answers.items()
+    }
+    for status in _problems(operation):
+        answers[str(status)] = {"$ref": f"#/components/responses/problem_{status}"}
+    plain: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "responses": answers,
+    }
+    places = [("query", operation.query), ("header", operation.headers)]
+    parameters = [
+        {"name": name, "in": place, "description": parameter.meaning, "schema": parameter.schema}
+        for place, group in places
+        for name, parameter in group.items()
+    ]
+    if parameters:
+        plain["parameters"] = parameters
+    if operation.takes:
+        content = {body.media: _media(body) for body in operation.takes}
+        plain["requestBody"] = {"required": True, "content": content}
+    return plain
+
+
+def _media(body: Body) -> dict[str, Any]:
+    return {"schema": ref(body.schema) if body.schema else _TEXT}
+
+
+def _answer(status: int, body: Body | None, known: tuple[Operation, ...]) -> dict[str, Any]:
+    plain: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    if body is None:
+        return plain
+    plain["content"] = {body.media: _media(body)}
+    if body.schema == "Receipt":
+        plain["headers"] = {"Location": {"required": True, "schema": _TEXT}}
+    pointer = {"Receipt": "/job_id", "Receipts": "/jobs/0/job_id", "Jobs": "/jobs/0/job_id"}
+    if body.schema in pointer:
+        where = f"$response.body#{pointer[body.schema]}"
+        plain["links"] = {
+            other.name: {"operationId": other.name, "parameters": {"job_id": where}}
+            for other in known
+            if "{job_id}" in other.path
+        }
+    return plain
+
+
+def _problems(operation: Operation) -> list[int]:
+    of_body = _WITH_BODY if operation.takes else ()
+    of_job = (404,) if "{job_id}" in operation.path else ()
+    return sorted({*_EVERYWHERE, *of_body, *of_job, *operation.problems})
+
+
+def _all_problems(operations: Iterable[Operation]) -> list[int]:
+    return sorted({status for operation in operations for status in _problems(operation)})
+
+
+def _problem(status: int) -> dict[str, Any]:
+    return {
+        "description": HTTPStatus(status).phrase,
+        "content": {"application/problem+json": {"schema": ref("Problem")}},
+    }
