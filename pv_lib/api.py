@@ -17,10 +17,10 @@ from typing import Any
 
 from pv_lib import fields, job, logfile, wire
 from pv_lib.config import Config
-from pv_lib.errors import Busy, Conflict, Invalid, NotFound, TooLarge, Unsupported
+from pv_lib.errors import Busy, Conflict, Invalid, NotFound, Unsupported
 from pv_lib.follow import Followers
 from pv_lib.gate import COOKIE, COOKIE_SECONDS, Gate
-from pv_lib.intake import Intake, Submission, free_bytes
+from pv_lib.intake import DEFAULT_FILENAME, Intake, Submission, free_bytes
 from pv_lib.job import Record, State
 from pv_lib.limits import Limits
 from pv_lib.server import Follow
@@ -109,12 +109,10 @@ class Api:
         kind = media_type(request.headers)
         if kind == "text/markdown":
             given = {**params, "markdown_text": fields.utf8(request.body, "body")}
-        elif kind != "application/json":
-            raise Unsupported("submit as Content-Type: application/json or text/markdown")
-        elif params:
-            raise Invalid.of([(name, "belongs into the JSON body") for name in params])
+        elif kind == "application/json":
+            given = {**params, **fields.json_object(request.body)}
         else:
-            given = fields.json_object(request.body)
+            raise Unsupported("submit as Content-Type: application/json or text/markdown")
         submission = fields.submission(given)
         key = fields.header(request, fields.IDEMPOTENCY_KEY)
         if key is None:
@@ -132,21 +130,22 @@ class Api:
         given: dict[str, str] = {}
         prompts: list[tuple[str, bytes]] = []
         for part in wire.parse_form(request.headers.get("content-type", ""), request.body):
-            if part.filename is not None and part.name == "files":
-                prompts.append((part.filename, part.data))
+            if part.name == "files":
+                name = DEFAULT_FILENAME if part.filename is None else part.filename
+                prompts.append((name, part.data))
             elif part.filename is None and part.name in ("repo", "branch"):
                 if part.name in given:
                     raise Invalid.of([(part.name, "is given more than once")])
                 given[part.name] = fields.utf8(part.data, part.name)
             else:
                 raise Invalid.of([(part.name, "is not a field: there are repo, branch, files")])
-        missing = [(name, "is missing") for name in ("repo", "branch") if name not in given]
+        faults = [(name, "is missing") for name in ("repo", "branch") if name not in given]
         if not prompts:
-            missing.append(("files", "is missing: send at least one file that ends in .md"))
+            faults.append(("files", "is missing: send at least one file that ends in .md"))
         if len(prompts) > MAX_FILES:
-            raise TooLarge(f"files: at most {MAX_FILES} in one request")
-        if missing:
-            raise Invalid.of(missing)
+            faults.append(("files", f"are too many: at most {MAX_FILES} in one request"))
+        if faults:
+            raise Invalid.of(faults)
         submissions = [
             Submission(given["repo"], given["branch"], data, filename=name, source="upload")
             for name, data in prompts

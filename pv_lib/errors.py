@@ -111,7 +111,7 @@ class HeadTooLarge(ValetError):
 
 
 class NotImplementedHere(ValetError):
-    """Part of HTTP that this server refuses: transfer codings, unknown methods."""
+    """Part of HTTP that this server refuses: transfer codings."""
 
     status, title = 501, "Not Implemented"
 

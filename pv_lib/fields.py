@@ -22,6 +22,7 @@ from pv_lib.intake import (
     MAX_PRIORITY,
     MAX_TIMEOUT,
     MODEL,
+    NOT_BLANK,
     Submission,
 )
 from pv_lib.wire import Request
@@ -29,6 +30,7 @@ from pv_lib.wire import Request
 _INTEGER = re.compile(r"-?[0-9]{1,16}")
 _NUMBER = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,4})?")
 _MAX_OFFSET = 1 << 50
+_ANY = re.compile(r"[^\x00]*")
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def _one_of(meaning: str, *words: str, default: str | None = None) -> Parameter:
 _ANSI = "terminal escapes and control characters: strip takes them out, raw leaves them in"
 LIST = {
     "state": _one_of("only jobs in this state", *(state.value for state in job.State)),
-    "repo": Parameter({"type": "string"}, "only jobs of this owner/name, or name", "a string"),
-    "branch": Parameter({"type": "string"}, "only jobs of this branch", "a string"),
+    "repo": _text(_ANY, "only jobs of this owner/name, or name", "a string"),
+    "branch": _text(_ANY, "only jobs of this branch", "a string"),
     "stalled": Parameter(
         {"type": "boolean"}, "only jobs that are stalled, or that are not", "true or false"
     ),
@@ -119,7 +121,9 @@ SUBMIT = {
     ),
 }
 NEEDED = ("repo", "branch", "markdown_text")
-_TEXT = Parameter({"type": "string", "pattern": r"\S"}, "the prompt; not blank", "a string")
+_TEXT = Parameter(
+    {"type": "string", "pattern": NOT_BLANK.pattern}, "the prompt; not blank", "a string"
+)
 FIELDS = {**SUBMIT, "markdown_text": _TEXT}
 _TYPES = {"string": (str,), "integer": (int,), "number": (int, float)}
 

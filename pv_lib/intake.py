@@ -31,6 +31,7 @@ MAX_PRIORITY = 1000
 MAX_TIMEOUT = 31_536_000  # a year, in seconds
 _MAX_NAME = 200  # characters of a filename
 FILENAME = re.compile(r"[^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]{0,196}\.md")
+NOT_BLANK = re.compile(r"[^\s\x1c-\x1f\x85\ufeff]")  # \s as Python and as JavaScript have it
 MODEL = re.compile(r"[^\x00-\x20\x7f-\xa0-][^\x00-\x1f\x7f-\x9f]{0,199}")
 
 
@@ -225,7 +226,7 @@ class Intake:
             why = f"has {len(submission.text)} bytes; PV_MAX_PROMPT_BYTES is {limit}"
             raise TooLarge(f"markdown_text: {why}", [("markdown_text", why)])
         try:
-            if not submission.text.decode("utf-8").strip():
+            if not NOT_BLANK.search(submission.text.decode("utf-8")):
                 faults.append(("markdown_text", "must not be blank: say what is to be done"))
         except UnicodeDecodeError as error:
             faults.append(("markdown_text", f"is not UTF-8 (byte {error.start})"))

@@ -32,7 +32,8 @@ class Body:
 class Operation:
     """One method of one path, as far as a client can see it.
 
-    `problems` are the statuses it can fail with beside those that every operation has.
+    `problems` are the statuses it can fail with beside those that every operation has; what comes
+    `later` is there once the agent has written it, and 404 until then.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Operation:
     headers: Mapping[str, Parameter] = field(default_factory=dict)
     takes: tuple[Body, ...] = ()
     problems: tuple[int, ...] = ()
+    later: bool = False
     summary: str = ""
 
 
@@ -91,7 +93,7 @@ def _operation(operation: Operation, known: tuple[Operation, ...]) -> dict[str, 
         answers[str(status)] = {"$ref": f"#/components/responses/problem_{status}"}
     plain: dict[str, Any] = {
         "operationId": operation.name,
-        "summary": operation.summary,
+        "summary": operation.summary + (" 404 until there is one." if operation.later else ""),
         "responses": answers,
     }
     places = [("query", operation.query), ("header", operation.headers)]
@@ -119,13 +121,13 @@ def _answer(status: int, body: Body | None, known: tuple[Operation, ...]) -> dic
     plain["content"] = {body.media: _media(body)}
     if body.schema == "Receipt":
         plain["headers"] = {"Location": {"required": True, "schema": _TEXT}}
-    pointer = {"Receipt": "/job_id", "Receipts": "/jobs/0/job_id", "Jobs": "/jobs/0/job_id"}
+    pointer = {"Receipt": "/job_id", "Receipts": "/jobs/0/job_id"}
     if body.schema in pointer:
         where = f"$response.body#{pointer[body.schema]}"
         plain["links"] = {
             other.name: {"operationId": other.name, "parameters": {"job_id": where}}
             for other in known
-            if "{job_id}" in other.path
+            if "{job_id}" in other.path and not other.later
         }
     return plain
 

@@ -55,7 +55,7 @@ TABLE: tuple[Route, ...] = (
         _json("Receipt"),
         query=fields.SUBMIT,
         headers=fields.IDEMPOTENCY_KEY,
-        takes=(_json("Submission"), _MARKDOWN),
+        takes=(_json("Submission"), Body("text/markdown", "Markdown")),
         problems=(404, 422),
     ),
     _row(
@@ -68,22 +68,22 @@ TABLE: tuple[Route, ...] = (
         problems=(404,),
     ),
     _row("GET", _JOB, Api.detail, 200, _json("Job")),
-    _row("GET", f"{_JOB}/log", Api.log, 200, Body("text/plain"), query=fields.LOG),
+    _row("GET", f"{_JOB}/log", Api.log, 200, Body("text/plain"), query=fields.LOG, later=True),
     _row(
         "GET",
         f"{_JOB}/log/stream",
         Api.stream,
         200,
-        Body("text/event-stream"),
+        Body("text/event-stream", "LogEvent"),
         query=fields.STREAM,
         headers=fields.LAST_EVENT_ID,
     ),
     _row("POST", f"{_JOB}/abort", Api.abort, 200, _json("Abort"), problems=(409, 507)),
     _row("POST", f"{_JOB}/retry", Api.retry, 201, _json("Receipt"), problems=(409, 413, 507)),
     _row("GET", f"{_JOB}/prompt", Api.prompt, 200, _MARKDOWN),
-    _row("GET", f"{_JOB}/message", Api.message, 200, _MARKDOWN),
-    _row("GET", f"{_JOB}/diff", Api.diff, 200, Body("text/x-diff")),
-    _row("GET", f"{_JOB}/events", Api.events, 200, Body("application/x-ndjson")),
+    _row("GET", f"{_JOB}/message", Api.message, 200, _MARKDOWN, later=True),
+    _row("GET", f"{_JOB}/diff", Api.diff, 200, Body("text/x-diff"), later=True),
+    _row("GET", f"{_JOB}/events", Api.events, 200, Body("application/x-ndjson"), later=True),
     _row("POST", f"{_V1}/session", Api.sign_in, 204, None),
     _row("DELETE", f"{_V1}/session", Api.sign_out, 204, None),
     _row("GET", f"{_V1}/openapi.json", Api.describe, 200, Body(JSON)),
@@ -120,7 +120,9 @@ class Router:
             return Response(204, headers={"Allow": allow})
         route = routes.get("GET" if request.method == "HEAD" else request.method)
         if route is None:
-            raise MethodNotAllowed(f"{request.method} is not possible here, only {allow}", allow)
+            raise MethodNotAllowed(
+                f"{request.method[:20]} is not possible here, only {allow}", allow
+            )
         params = fields.values(request.query, route.operation.query)
         try:
             return route.handler(self.api, request, job_id, params)

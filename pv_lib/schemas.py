@@ -193,7 +193,7 @@ _UPLOAD = _object(
         "repo": fields.SUBMIT["repo"].schema,
         "branch": fields.SUBMIT["branch"].schema,
         "files": {
-            **_list({"type": "string", "contentMediaType": "text/markdown"}),
+            **_list(ref("Markdown")),
             "minItems": 1,
             "maxItems": 100,
             "description": "files that end in .md",
@@ -212,6 +212,19 @@ SCHEMAS: dict[str, Schema] = {
     "Jobs": _object({"jobs": _list(ref("Job")), "next": _or_null(JOB_ID)}),
     "Abort": _object(
         {"job_id": JOB_ID, "previous_state": STATE, "abort_requested_at": _TEXT},
+    ),
+    "Markdown": {
+        **fields.FIELDS["markdown_text"].schema,
+        "contentMediaType": "text/markdown",
+        "description": "the prompt; not blank",
+    },
+    "LogEvent": _object(
+        {
+            "id": {**_TEXT, "description": "the log's byte offset behind the line"},
+            "data": {**_TEXT, "description": "a line; of the event `end` the state as JSON"},
+            "event": {"type": "string", "enum": ["message", "end"]},
+        },
+        required=["data"],
     ),
     "Problem": _PROBLEM,
 }

@@ -17,7 +17,6 @@ from urllib.parse import unquote
 
 from pv_lib.errors import BadVersion, HeadTooLarge, Invalid, NotImplementedHere, ValetError
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 MAX_HEADERS = 100
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) (\S+) (HTTP/\d\.\d)")
@@ -139,8 +138,6 @@ def _request_line(line: str) -> tuple[str, str, str]:
     method, target, version = match.groups()
     if version not in ("HTTP/1.1", "HTTP/1.0"):
         raise BadVersion(f"{version} is not spoken here: use HTTP/1.1")
-    if method not in METHODS:
-        raise NotImplementedHere(f"the method {method[:20]} is not known")
     if not _TARGET.fullmatch(target) or (target == "*" and method != "OPTIONS"):
         raise Invalid("the request target must be a path that begins with /")
     return method, target, version
