@@ -61,6 +61,12 @@ _LOCAL = frozenset(
         *("GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_EXTERNAL_DIFF"),
     }
 )
+# What git, ssh, credential helpers and forge programs need; nothing else of ours reaches them.
+_PASSED_ON = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|TERM|TMPDIR|TZ|LANG|LC_\w+|XDG_\w+|DBUS_SESSION_BUS_ADDRESS|"
+    r"(?:GIT|SSH|GH|GITHUB|GITLAB|GITEA|KRB5)\w*|SSL_CERT_(?:FILE|DIR)|CURL_CA_BUNDLE|PV_JOB_ID|"
+    r"(?i:https?|no|all)_(?i:proxy)"
+)
 _NOTHING: Mapping[str, str] = {}
 _CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s]*@", re.IGNORECASE)
 
@@ -95,7 +101,7 @@ class Git:
         self._plain = {
             name: value
             for name, value in environ.items()
-            if name not in _LOCAL and (not name.startswith("PV_") or name == "PV_JOB_ID")
+            if _PASSED_ON.fullmatch(name) and name not in _LOCAL
         }
         self.tick = tick
         self._overrides = tuple(overrides)

@@ -21,7 +21,7 @@ from harness import REPO, TREE, Valet, program  # noqa: E402
 
 TOKEN = "a token for schemathesis".replace(" ", "-")
 WANTED = 5000
-EXAMPLES, SHORT_EXAMPLES = 180, 10
+EXAMPLES, SHORT_EXAMPLES = 130, 10
 
 
 def run(schemathesis: str, examples: int, token: str | None) -> tuple[int, int]:
