@@ -339,10 +339,10 @@ class Connection(BaseHTTPRequestHandler):
             if not bare and not file and not chunks:
                 data += response.body
             self._write(data)
-            if file:
-                self._send_file(file.fileno(), file.tell(), response.length)
-            elif chunks:
+            if chunks:
                 self._send_chunks(chunks, framed=version == "HTTP/1.1")
+            elif file:
+                self._send_file(file.fileno(), file.tell(), response.length)
         finally:
             if response.file is not None:
                 response.file.close()
@@ -359,7 +359,7 @@ class Connection(BaseHTTPRequestHandler):
 
     def _send_chunks(self, chunks: Iterator[bytes], *, framed: bool) -> None:
         """Send what nobody knows the length of; without frames, the connection's end ends it."""
-        for chunk in chunks:
+        for chunk in filter(None, chunks):  # an empty one would say that this is the end
             self._write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if framed else chunk)
         if framed:
             self._write(b"0\r\n\r\n")

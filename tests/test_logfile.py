@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,95 @@ def test_a_log_is_not_opened_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "job.log").symlink_to("secret")
     with pytest.raises(OSError):
         logfile.open_log(tmp_path / "job.log")
+
+
+@pytest.mark.parametrize(
+    ("data", "offset", "lines", "part"),
+    [
+        (b"a\nb\nc", 0, None, b"a\nb\nc"),
+        (b"a\nb\nc", 2, 1, b"b\n"),
+        (b"a\nb\nc", 2, 2, b"b\nc"),
+        (b"a\nb\nc", 2, 99, b"b\nc"),
+        (b"a\nb\nc", 1, 1, b"\n"),
+        (b"a\nb\nc", 99, 1, b""),
+        (b"", 0, 1, b""),
+        (b"x" * BLOCK + b"\nb\nc\n", 0, 2, b"x" * BLOCK + b"\nb\n"),
+    ],
+)
+def test_a_piece_from_an_offset_on(
+    tmp_path: Path, data: bytes, offset: int, lines: int | None, part: bytes
+) -> None:
+    (tmp_path / "job.log").write_bytes(data)
+    with logfile.open_log(tmp_path / "job.log") as log:
+        start, end = logfile.piece(log, offset, lines)
+    assert data[start:end] == part
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        ("plain\ttext\n", "plain\ttext\n"),
+        ("größe 🎉\n", "größe 🎉\n"),
+        ("\x1b[31mred\x1b[0m\n", "red\n"),
+        ("\x1b[38;5;196;48;2;1;2;3mred\x1b[m", "red"),
+        ("\x1b[2J\x1b[1;1Hover", "over"),
+        ("\x1b[?25l\x1b[?1049hhidden", "hidden"),
+        ("\x1b]0;title\x07text", "text"),
+        ("\x1b]8;;http://evil.test\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x1b]52;c;ZXZpbA==\x07text", "text"),
+        ("\x1b]no end\nnext", "no end\nnext"),
+        ("\x1bP+q544e\x1b\\text", "text"),
+        ("\x1b(Btext\x1b7\x1b8\x1bc", "text"),
+        ("\x1b7H", "H"),
+        ("\x9b31mred\x9d0;t\x9c", "red0;t"),
+        ("bell\x07 back\x08 null\x00 del\x7f", "bell back null del"),
+        ("a\x1b", "a"),
+        ("a\x1b[", "a"),
+        ("a\x1b[31", "a31"),
+        ("\x1b\x1b[31mred", "red"),
+        ("over\rwritten\r\nnext\r", "over\nwritten\r\nnext\n"),
+        ("line\u2028separator\x85", "line\u2028separator"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_left_out(tmp_path: Path, data: str, shown: str) -> None:
+    (tmp_path / "job.log").write_bytes(data.encode())
+    with logfile.open_log(tmp_path / "job.log") as log:
+        assert b"".join(logfile.plain(log, 0, len(data.encode()))).decode() == shown
+
+
+def test_bytes_that_are_no_text_are_shown_as_such(tmp_path: Path) -> None:
+    (tmp_path / "job.log").write_bytes(b"a\xff\x9b31m\n")
+    with logfile.open_log(tmp_path / "job.log") as log:
+        assert b"".join(logfile.plain(log, 0, 7)).decode() == "a\ufffd\ufffd31m\n"
+
+
+def test_random_logs_hold_no_control_character_when_stripped(tmp_path: Path) -> None:
+    dice = random.Random(5)
+    atoms = [
+        b"\x1b",
+        b"[",
+        b"]",
+        b"31m",
+        b"\x07",
+        b"\\",
+        b"P",
+        b"\r",
+        b"\n",
+        b"a",
+        b"\xc2\x9b",
+        b"\x80",
+    ]
+    for _ in range(2000):
+        data = b"".join(dice.choices(atoms, k=dice.randrange(30)))
+        (tmp_path / "job.log").write_bytes(data)
+        with logfile.open_log(tmp_path / "job.log") as log:
+            shown = b"".join(logfile.plain(log, 0, len(data))).decode()
+        assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", shown), data
+        assert "\r" not in shown.replace("\r\n", "")
+
+
+@pytest.mark.parametrize("bad", ["\x1b]" * 200_000, "\x1b[" + "0" * 400_000, "\x1bP" * 100_000])
+def test_stripping_takes_no_longer_for_what_never_ends(bad: str) -> None:
+    began = time.process_time()
+    logfile.strip(bad.encode())
+    assert time.process_time() - began < 2  # quadratic would be minutes
