@@ -263,7 +263,7 @@ class Watcher:
             return False
         known = self._waiting.get(job_id)
         if known:
-            return known.path == prompt.path or not known.path.exists()
+            return known.path == prompt.path or not self._house.inbox.holds(known.path)
         try:
             record = self._house.runs.read(job_id)
         except (BadRecord, OSError):
@@ -353,7 +353,8 @@ class Watcher:
 
     def _miss(self) -> None:
         """A queued file that two polls in a row did not find was withdrawn."""
-        gone = {job_id for job_id, w in self._waiting.items() if not w.path.exists()}
+        holds = self._house.inbox.holds
+        gone = {job_id for job_id, w in self._waiting.items() if not holds(w.path)}
         for job_id in gone & self._missing:
             self._try_job(self._withdraw, self._waiting[job_id])
         self._missing = gone

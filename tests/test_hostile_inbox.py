@@ -1,0 +1,138 @@
+"""An inbox into which anybody may put anything: nothing leaks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from harness import REPO, Valet, until
+from test_inbox_drops import folder, jobs, one_job
+
+SECRET = "hush-3c1f9e"
+
+
+def lay_secret(valet: Valet) -> Path:
+    """A folder outside the inbox whose files look like prompts."""
+    place = valet.root / "secret"
+    place.mkdir()
+    for name in ("a.prompt.md", f"b-{'0' * 32}.prompt.md", f"c-{'1' * 32}.running.md"):
+        (place / name).write_text(f"fake: append leaked.txt {SECRET}\n")
+        os.utime(place / name, (1e9, 1e9))
+    (place / f".old-{'2' * 32}.prompt.md.tmp").write_text(SECRET)
+    os.utime(place / f".old-{'2' * 32}.prompt.md.tmp", (1e9, 1e9))
+    return place
+
+
+def state_of(place: Path) -> list[tuple[str, int, int, int]]:
+    """What would show that somebody read (atime), moved or changed a file; we read none either."""
+    found = [(path.name, path.lstat()) for path in sorted(place.iterdir())]
+    return [(name, i.st_atime_ns, i.st_ctime_ns, i.st_size) for name, i in found]
+
+
+def leaks(valet: Valet) -> list[Path]:
+    """Files of ours in which the secret stands."""
+    places = [valet.runs, valet.root / "finished", valet.root / "repos"]
+    found = (path for place in places for path in place.rglob("*"))
+    return [p for p in found if p.is_file() and p.stat().st_size < 1 << 30 and _tells(p)]
+
+
+def _tells(path: Path) -> bool:
+    return path.stat().st_nlink == 1 and SECRET.encode() in path.read_bytes()
+
+
+def test_a_folder_swapped_for_a_link_at_full_speed_is_not_followed(
+    make_valet: Callable[..., Valet],
+) -> None:
+    valet = make_valet(PV_POLL_INTERVAL_SECONDS="0.05", PV_MAX_RUNNING="4")
+    secret = lay_secret(valet)
+    before = state_of(secret)
+    place, aside = folder(valet), valet.root / "aside"
+    real, link = valet.root / "real", valet.root / "link"
+    link.symlink_to(secret)
+    aside.mkdir()
+    valet.start()
+    over = threading.Event()
+
+    def put(source: Path) -> None:
+        """Into the folder's place; a submission may have made that anew just now."""
+        while source.is_symlink() or source.exists():
+            try:
+                source.rename(place)
+            except OSError:
+                place.rename(aside / str(len(os.listdir(aside))))
+
+    def swap() -> None:
+        while not over.is_set():
+            place.rename(real)
+            put(link)
+            place.rename(link)
+            put(real)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    body = {"repo": REPO, "branch": "main", "markdown_text": "fake: say x"}
+    refused = 0
+    try:
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):  # there is no folder, or the link, just now
+                fd = os.open(place, os.O_DIRECTORY | os.O_NOFOLLOW)
+                Path(f"/proc/self/fd/{fd}/{time.monotonic_ns()}.md").write_text("fake: say x\n")
+                os.close(fd)
+            answer = valet.post_json("/api/v1/jobs", body)
+            assert answer.status in (201, 409) or "No such file" in answer.detail
+            refused += answer.status == 409
+            time.sleep(0.05)  # a pace that the jobs can keep
+    finally:
+        over.set()
+        swapping.join()
+    assert refused, "the link was never met"
+    assert state_of(secret) == before
+    for path in aside.glob("*/*.md"):
+        path.rename(place / path.name)
+    until(lambda: not list(place.glob("*.md")), "all that was dropped ended", 60)
+    assert "succeeded" in {job["state"] for job in jobs(valet)}
+    assert state_of(secret) == before
+    assert leaks(valet) == []
+    assert "died" not in valet.processes[-1].said
+
+
+def test_a_submission_into_a_linked_folder_is_refused_with_the_remedy(valet: Valet) -> None:
+    outside = valet.root / "outside"
+    outside.mkdir()
+    folder(valet, REPO).joinpath("main").symlink_to(outside)
+    answer = valet.post_json(
+        "/api/v1/jobs", {"repo": REPO, "branch": "main", "markdown_text": "fake: say x"}
+    )
+    assert answer.status == 409
+    assert f"{valet.inbox}/{REPO}/main: is a symbolic link" in answer.detail
+    assert "put a folder" in answer.detail
+    assert list(outside.iterdir()) == [] and jobs(valet) == []
+
+
+def test_a_queued_file_whose_folder_became_a_link_was_withdrawn(valet: Valet) -> None:
+    valet.await_state(valet.submit("fake: wait go", branch="dev")["job_id"], "running")
+    job_id = valet.submit("fake: append ran.txt x")["job_id"]
+    place, outside = valet.inbox / REPO / "main", valet.root / "outside"
+    place.rename(outside)
+    place.symlink_to(outside)
+    record = valet.await_end(job_id)
+    assert (record["state"], record["reason"]) == ("aborted", "withdrawn")
+    assert [path.name for path in outside.iterdir()] == [Path(record["inbox_path"]).name]
+    assert valet.ask("GET", f"/api/v1/jobs/{job_id}/prompt").status == 404
+
+
+def test_roots_that_are_links_are_the_operators_choice(make_valet: Callable[..., Valet]) -> None:
+    valet = make_valet()
+    for name in ("inbox", "finished"):
+        (valet.root / f"real-{name}").mkdir()
+        (valet.root / name).symlink_to(f"real-{name}")
+    valet.start()
+    (folder(valet) / "drop.md").write_text("fake: say x\n")
+    assert one_job(valet)["state"] == "succeeded"
+    assert valet.await_end(valet.submit("fake: say y")["job_id"])["state"] == "succeeded"
+    until(lambda: len(list((valet.root / "finished").rglob("*.done.md"))) == 2, "the archive")
