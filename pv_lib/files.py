@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from pv_lib.errors import Conflict, Invalid, NoRoom, TooLarge, ValetError
@@ -102,8 +103,14 @@ def create(path: Path, data: bytes, *, durable: bool = True) -> None:
         sync_folder(path.parent)
 
 
-def read_regular(path: Path | str, limit: int, *, dir_fd: int | None = None) -> bytes:
-    """Read a regular file of at most `limit` bytes.
+def read_regular(
+    path: Path | str,
+    limit: int,
+    *,
+    dir_fd: int | None = None,
+    check: Callable[[os.stat_result], None] = lambda info: None,
+) -> bytes:
+    """Read a regular file of at most `limit` bytes that `check` has no fault to raise for.
 
     A link, FIFO, socket or device at `path` is never opened for reading: Invalid. A larger file
     is TooLarge. Raises OSError when the file is not there or not readable.
@@ -119,6 +126,7 @@ def read_regular(path: Path | str, limit: int, *, dir_fd: int | None = None) -> 
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise Invalid(f"{name} is not a regular file")
+        check(info)
         if info.st_size > limit:
             raise TooLarge(f"{name} has {info.st_size} bytes; the limit is {limit}")
         with open(fd, "rb", closefd=False) as file:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pv_lib import beneath, files
 from pv_lib.beneath import Tree
+from pv_lib.errors import Invalid
 from pv_lib.job import State
 
 QUEUED, CLAIMED = ".prompt.md", ".running.md"
@@ -113,7 +114,7 @@ class Inbox:
                 for path, data in prompts:
                     if path.parent not in folders:
                         folder = held.enter_context(self._queue.folder(path.parent, make=True))
-                        folders[path.parent] = folder
+                        folders[path.parent] = folder.fd
                     fd, temp = folders[path.parent], f".{path.name}.tmp"
                     staged.append((fd, temp, path.name))
                     files.write_new(temp, data, dir_fd=fd)
@@ -130,11 +131,22 @@ class Inbox:
     def read(self, path: Path, limit: int) -> bytes:
         """A prompt's file, wherever it is by now.
 
-        Raises OSError where it is not there, TooLarge over `limit`, Invalid for no regular file.
+        Raises OSError where it is not there, TooLarge over `limit`, and Invalid for what is not
+        taken: see `_fault`.
         """
         tree = self._queue if self.root in path.parents else self._finished
         with tree.folder(path.parent) as folder:
-            return files.read_regular(path.name, limit, dir_fd=folder)
+
+            def check(info: os.stat_result) -> None:
+                fault = _fault(info, folder.stranger_of(info))
+                if fault:
+                    raise Invalid(f"{path.name} {fault}")
+
+            try:
+                return files.read_regular(path.name, limit, dir_fd=folder.fd, check=check)
+            except PermissionError as error:  # for ever, as far as we can know
+                why = f"user id {os.geteuid()} may not read it: give it that right"
+                raise Invalid(f"{path.name} cannot be read: {why}") from error
 
     def replace(self, path: Path, data: bytes) -> None:
         """Write a queued file anew, durably."""
@@ -152,7 +164,7 @@ class Inbox:
         """Every prompt file in the inbox, by folder and name. Links are not followed."""
         found = []
         with self._queue.folder(self.root) as root:
-            for _, parts, item in self._walk(root, ()):
+            for _, parts, item in self._walk(root.fd, ()):
                 if item.name.endswith(".md"):
                     with contextlib.suppress(OSError):  # gone since
                         found.append(self._prompt(parts, item.stat(follow_symlinks=False)))
@@ -207,7 +219,7 @@ class Inbox:
         target = path.with_name(path.name.removesuffix(QUEUED).removesuffix(CLAIMED) + CLAIMED)
         if self.holds(target) and (path == target or not self.holds(path)):
             with self._queue.folder(target.parent) as folder:
-                os.fsync(folder)
+                os.fsync(folder.fd)
         else:
             self._queue.move(path, self._queue, target)
         return target
@@ -226,7 +238,7 @@ class Inbox:
     def clear_temps(self, wall: float) -> None:
         """Remove what crashed submissions left: dot-names of ours that are an hour old."""
         with self._queue.folder(self.root) as root:
-            for fd, _, item in self._walk(root, ()):
+            for fd, _, item in self._walk(root.fd, ()):
                 if item.name.startswith(".") and item.name.endswith(".tmp"):
                     with contextlib.suppress(OSError):
                         if wall - item.stat(follow_symlinks=False).st_mtime > _TEMP_SECONDS:
@@ -270,6 +282,19 @@ class Inbox:
             claimed=suffix == CLAIMED and match is not None,
             signature=(info.st_ino, info.st_mtime_ns, info.st_size),
         )
+
+
+def _fault(info: os.stat_result, stranger: int | None) -> str | None:
+    """Why a prompt's open file is not read: its text may be another's secret, or a trespasser's."""
+    if info.st_nlink > 1:
+        return "is a hard link to a file with further names: copy it instead"
+    if stranger is not None:
+        return (
+            f"comes from user id {stranger}, through a folder that everybody may write to; there "
+            f"only files of root and of user id {os.geteuid()} are taken: take that right from "
+            "the folder (chmod o-w)"
+        )
+    return None
 
 
 def tidy_stem(filename: str) -> str:

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import REPO, Valet, until
+import pytest
+from harness import NOBODY, REPO, Valet, until
+from needs import need
 from test_inbox_drops import folder, jobs, one_job
 
 SECRET = "hush-3c1f9e"
@@ -136,3 +138,69 @@ def test_roots_that_are_links_are_the_operators_choice(make_valet: Callable[...,
     assert one_job(valet)["state"] == "succeeded"
     assert valet.await_end(valet.submit("fake: say y")["job_id"])["state"] == "succeeded"
     until(lambda: len(list((valet.root / "finished").rglob("*.done.md"))) == 2, "the archive")
+
+
+def test_a_hard_link_is_not_read(valet: Valet) -> None:
+    secret = lay_secret(valet)
+    os.link(secret / "a.prompt.md", folder(valet) / "mine.md")
+    os.link(secret / "b-{}.prompt.md".format("0" * 32), folder(valet) / f"x-{'0' * 32}.prompt.md")
+    until(lambda: len(jobs(valet)) == 2, "a job for each")
+    for job in jobs(valet):
+        record = valet.await_end(job["job_id"])
+        assert (record["state"], record["reason"]) == ("failed", "bad_prompt")
+        assert "hard link" in record["error"] and "copy it instead" in record["error"]
+        assert SECRET.encode() not in valet.ask("GET", f"/api/v1/jobs/{job['job_id']}/prompt").body
+    until(lambda: not list(valet.inbox.rglob("*.md")), "an empty inbox")
+    assert len(list((valet.root / "finished").rglob("*.error.md"))) == 2
+    assert leaks(valet) == []
+
+
+@pytest.mark.parametrize("name", ["mine.md", f"mine-{'3' * 32}.prompt.md"])
+@pytest.mark.parametrize("open_folder", [REPO, f"{REPO}/main"])
+def test_in_a_folder_for_everybody_only_root_and_the_service_may_drop(
+    valet: Valet, name: str, open_folder: str
+) -> None:
+    need("yes" if os.geteuid() == 0 else None, "root, to give files away", "sudo pytest")
+    place = folder(valet)
+    stage = valet.root / name
+    forged = f"---\npv:\n  job_id: {'3' * 32}\n---\nfake: append ran.txt x\n"
+    stage.write_text(forged)
+    os.chown(stage, NOBODY, NOBODY)
+    (valet.inbox / open_folder).chmod(0o1777)
+    if open_folder == REPO:  # a folder that a stranger made there
+        os.chown(place, NOBODY, NOBODY)
+    stage.rename(place / name)
+    record = one_job(valet)
+    assert (record["state"], record["reason"]) == ("failed", "bad_prompt")
+    assert f"user id {NOBODY}" in record["error"] and "chmod o-w" in record["error"]
+    until(lambda: not list(valet.inbox.rglob("*.md")), "an empty inbox")
+    assert len(list((valet.root / "finished").rglob("*.error.md"))) == 1
+    (valet.inbox / open_folder).chmod(0o775)
+    stage.write_text("fake: append ran.txt x\n")
+    os.chown(stage, NOBODY, NOBODY)
+    stage.rename(place / "again.md")
+    until(lambda: len(jobs(valet)) == 2, "the second job")
+    assert valet.await_end(jobs(valet)[0]["job_id"])["state"] == "succeeded"
+
+
+def test_roots_own_file_in_a_folder_for_everybody_is_taken(valet: Valet) -> None:
+    place = folder(valet)
+    place.chmod(0o777)
+    (place / "mine.md").write_text("fake: say x\n")
+    assert one_job(valet)["state"] == "succeeded"
+
+
+def test_a_drop_that_may_not_be_read_is_told_once(unprivileged_valet: Valet) -> None:
+    need("yes" if os.geteuid() == 0 else None, "root, to own a file", "sudo pytest")
+    valet = unprivileged_valet
+    valet.start()
+    stage = valet.root / "mine.md"
+    stage.write_text("fake: say x\n")
+    stage.chmod(0o600)
+    place = folder(valet)
+    for made in (place, place.parent, place.parent.parent):
+        os.chown(made, NOBODY, NOBODY)
+    stage.rename(place / "mine.md")
+    record = one_job(valet)
+    assert (record["state"], record["reason"]) == ("failed", "bad_prompt")
+    assert f"user id {NOBODY} may not read it" in record["error"]
