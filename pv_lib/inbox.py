@@ -17,7 +17,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,8 @@ class Inbox:
         self._queue = Tree(root)
         self._finished = Tree(finished)
         self._looks: dict[Path, tuple[tuple[int, int, int], float]] = {}
+        self._stuck: set[Path] = set()  # dropped files that could not be moved
+        self.unsettled = False  # whether one is being watched until it holds still
 
     def queue_path(self, job_id: str, repo: str, branch: str, filename: str) -> Path:
         """Where a submission with this id is queued."""
@@ -177,38 +179,41 @@ class Inbox:
         return None
 
     def settled(
-        self, drops: Iterable[Prompt], now: float, wall: float, still: float
+        self, drops: Sequence[Prompt], now: float, wall: float, still: float
     ) -> list[Prompt]:
         """Those of `drops` that have held still, oldest first.
 
         A file settles when two looks find the same inode, size and mtime, and `still` seconds
         have gone by since its last write or, where its mtime says nothing (it lies in the
         future), since the first look. None overtakes an older one that is not settled yet: a
-        scan may see the later of two renames and miss the earlier. `now` is monotonic, `wall`
-        Unix time.
+        scan may see the later of two renames and miss the earlier. What is not carried away is
+        settled at the next call too. `now` is monotonic, `wall` Unix time.
         """
-        looks = self._looks
-        self._looks = {}
+        looks, self._looks, self.unsettled = self._looks, {}, False
+        self._stuck &= {prompt.path for prompt in drops}
         done: list[Prompt] = []
-        for prompt in sorted(drops, key=lambda prompt: (prompt.signature[1], prompt.path)):
+        for prompt in sorted(drops, key=self._turn):
             signature, since = looks.get(prompt.path, (None, now))
             same = signature == prompt.signature
             quiet = now - since >= still or wall - prompt.signature[1] / 1e9 >= still
-            if same and quiet and not self._looks:
+            self._looks[prompt.path] = (prompt.signature, since if same else now)
+            if same and quiet and not self.unsettled:
                 done.append(prompt)
             else:
-                self._looks[prompt.path] = (prompt.signature, since if same else now)
+                self.unsettled = True
         return done
 
-    @property
-    def unsettled(self) -> bool:
-        """Whether a dropped file is being watched until it holds still."""
-        return bool(self._looks)
+    def _turn(self, prompt: Prompt) -> tuple[bool, int, Path]:
+        """Oldest first; but many that cannot be moved must not hold up all others."""
+        return prompt.path in self._stuck, prompt.signature[1], prompt.path
 
     def carry(self, prompt: Prompt, job_id: str) -> Path:
         """Rename a dropped file so that it carries its job id; from here on it is ours."""
         target = prompt.path.with_name(f"{tidy_stem(prompt.stem)}-{job_id}{QUEUED}")
+        self._stuck.add(prompt.path)
         self._queue.move(prompt.path, self._queue, target)
+        self._stuck.discard(prompt.path)
+        self._looks.pop(prompt.path, None)
         return target
 
     def claim(self, path: Path) -> Path:

@@ -1,20 +1,23 @@
-"""An inbox into which anybody may put anything: nothing leaks."""
+"""An inbox into which anybody may put anything: nothing leaks, and the watcher keeps its beat."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from harness import NOBODY, REPO, Valet, until
 from needs import need
 from test_inbox_drops import folder, jobs, one_job
+from test_tampering import put_socket
 
 SECRET = "hush-3c1f9e"
+FLOOD = int(os.environ.get("TEST_FLOOD", "2000"))  # by hand also with 10,000
 
 
 def lay_secret(valet: Valet) -> Path:
@@ -43,7 +46,84 @@ def leaks(valet: Valet) -> list[Path]:
 
 
 def _tells(path: Path) -> bool:
+    """Not of a hard link, which was moved: that is the secret itself."""
     return path.stat().st_nlink == 1 and SECRET.encode() in path.read_bytes()
+
+
+@contextlib.contextmanager
+def longest_beat(valet: Valet) -> Iterator[list[float]]:
+    """Watch the lock file: the gaps between its mtimes, and the one that is still open."""
+    lock, over = valet.runs / ".watcher.lock", threading.Event()
+    gaps: list[float] = []
+
+    def look() -> None:
+        last = lock.stat().st_mtime
+        while not over.wait(0.02):
+            beat = lock.stat().st_mtime
+            gaps.append(beat - last if beat != last else time.time() - beat)
+            last = beat
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    try:
+        yield gaps
+    finally:
+        over.set()
+        watching.join()
+
+
+def lay_odd_things(place: Path, secret: Path) -> None:
+    (place / "link.prompt.md").symlink_to(secret / "a.prompt.md")
+    os.mkfifo(place / "fifo.prompt.md")
+    os.mknod(place / "device.prompt.md", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    put_socket(place / "socket.prompt.md")
+    for name in (b"\xff\xfe.prompt.md", b"two\nlines.prompt.md", b"n" * 252 + b".md"):
+        Path(os.fsdecode(bytes(place) + b"/" + name)).write_text("fake: say odd\n")
+    (place / "huge.prompt.md").touch()
+    os.truncate(place / "huge.prompt.md", 1 << 40)
+
+
+def test_a_flood_of_files_and_traps_neither_leaks_nor_holds_up_the_watcher(
+    make_valet: Callable[..., Valet],
+) -> None:
+    need("yes" if os.geteuid() == 0 else None, "root, to make a device node", "sudo pytest")
+    valet = make_valet(PV_POLL_INTERVAL_SECONDS="1")
+    process = valet.start()
+    valet.await_state(valet.submit("fake: wait go")["job_id"], "running")  # the others queue up
+    secret = lay_secret(valet)
+    before = state_of(secret)
+    place, stage = folder(valet), valet.root / "stage"
+    stage.mkdir()
+    for number in range(FLOOD):
+        (stage / f"{number:05d}.md").write_text(f"fake: say {number}\n")
+        os.utime(stage / f"{number:05d}.md", (1e9 + number, 1e9 + number))
+    lay_odd_things(stage, secret)
+    with longest_beat(valet) as gaps:
+        (place.parent / "dev").symlink_to(secret)
+        for path in stage.iterdir():
+            path.rename(place / path.name)
+        urgent = valet.submit("fake: say urgent")["job_id"]
+        every = FLOOD + 4 + 2  # the odd names and the huge one; those over HTTP
+        until(lambda: len(run_folders(valet)) == every, "a job for each", 120)
+        since = time.time()
+        until(lambda: time.time() - since > 3, "polls with all of them in the queue")
+        assert valet.job(urgent)["state"] == "created"
+    print(f"largest gap {max(gaps):.2f} s of {FLOOD} files")
+    assert max(gaps) < 2 * 1.0
+    failed = valet.get("/api/v1/jobs?state=failed")["jobs"]
+    assert [job["filename"] for job in failed] == ["huge.prompt.md"]
+    assert failed[0]["reason"] == "bad_prompt" and "the limit is" in failed[0]["error"]
+    queued = sorted(valet.inbox.rglob("0*.prompt.md"), key=lambda p: p.name.rpartition("-")[2])
+    assert [path.name[:5] for path in queued] == [f"{number:05d}" for number in range(FLOOD)]
+    process.stop()
+    assert state_of(secret) == before
+    assert leaks(valet) == []
+    strange = [path.name for path in place.iterdir() if not path.is_file() or path.is_symlink()]
+    assert sorted(strange) == [f"{name}.prompt.md" for name in ("device", "fifo", "link", "socket")]
+
+
+def run_folders(valet: Valet) -> list[str]:
+    return [name for name in os.listdir(valet.runs) if not name.startswith(".")]
 
 
 def test_a_folder_swapped_for_a_link_at_full_speed_is_not_followed(
@@ -204,3 +284,22 @@ def test_a_drop_that_may_not_be_read_is_told_once(unprivileged_valet: Valet) -> 
     record = one_job(valet)
     assert (record["state"], record["reason"]) == ("failed", "bad_prompt")
     assert f"user id {NOBODY} may not read it" in record["error"]
+
+
+def test_what_may_not_be_moved_is_named_and_holds_up_nobody(unprivileged_valet: Valet) -> None:
+    need("yes" if os.geteuid() == 0 else None, "root, to own a folder", "sudo pytest")
+    valet = unprivileged_valet
+    valet.start()
+    closed = folder(valet)
+    for made in (closed.parent, closed.parent.parent):
+        os.chown(made, NOBODY, NOBODY)
+    closed.chmod(0o755)
+    (closed / "stuck.md").write_text("fake: say x\n")
+    valet.processes[-1].await_line("stuck.md cannot be taken: Permission denied")
+    before = sorted(path.name for path in closed.iterdir())
+    place = folder(valet, f"{REPO}/dev")
+    (place / "mine.md").write_text("fake: say x\n")
+    for path in (place, place / "mine.md"):
+        os.chown(path, NOBODY, NOBODY)
+    assert one_job(valet)["state"] == "succeeded"
+    assert sorted(path.name for path in closed.iterdir()) == before
