@@ -1,4 +1,4 @@
-"""Bytes to disk and back: durable writes, renames, and reads that cannot be tricked.
+"""Bytes to disk and back: durable writes, and reads that cannot be tricked.
 
 Owns the fsync discipline: dot-name, fsync, rename, fsync of the folder; measured at about
 0.5 ms, and without it a power cut loses acknowledged files. Knows nothing of jobs or inboxes.
@@ -10,9 +10,10 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
-from pv_lib.errors import Invalid, NoRoom, TooLarge, ValetError
+from pv_lib.errors import Conflict, Invalid, NoRoom, TooLarge, ValetError
 
 # What passes by itself, or when an operator makes room: worth another try, never a verdict.
 TRANSIENT = frozenset(
@@ -34,9 +35,13 @@ _NO_ROOM = 1 << 20  # bytes
 
 def refusal(error: OSError, what: str) -> ValetError:
     """The disk's refusal for a person: `what` did not happen, and why."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    kinds: dict[int, type[ValetError]] = {
+        errno.ENOSPC: NoRoom,
+        errno.EDQUOT: NoRoom,
+        errno.ELOOP: Conflict,
+    }
     where = f"{error.filename}: " if error.filename else ""
-    kind = NoRoom if full else ValetError
+    kind = kinds.get(error.errno or 0, ValetError)
     return kind(f"{what} ({where}{error.strerror}): nothing was changed; try again later")
 
 
@@ -98,45 +103,47 @@ def create(path: Path, data: bytes, *, durable: bool = True) -> None:
         sync_folder(path.parent)
 
 
-def rename(source: Path, target: Path) -> None:
-    """Move a file durably; the folder of `target` is made when missing."""
-    make_folder(target.parent)
-    source.rename(target)
-    sync_folder(target.parent)
-    if source.parent != target.parent:
-        sync_folder(source.parent)
-
-
-def read_regular(path: Path, limit: int) -> bytes:
-    """Read a regular file of at most `limit` bytes.
+def read_regular(
+    path: Path | str,
+    limit: int,
+    *,
+    dir_fd: int | None = None,
+    check: Callable[[os.stat_result], None] = lambda info: None,
+) -> bytes:
+    """Read a regular file of at most `limit` bytes that `check` has no fault to raise for.
 
     A link, FIFO, socket or device at `path` is never opened for reading: Invalid. A larger file
     is TooLarge. Raises OSError when the file is not there or not readable.
     """
+    name = os.path.basename(path)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
     except OSError as error:
-        if path.is_symlink():
-            raise Invalid(f"{path.name} is a symbolic link, which is never followed") from error
+        if error.errno == errno.ELOOP:
+            raise Invalid(f"{name} is a symbolic link, which is never followed") from error
         raise
     try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
-            raise Invalid(f"{path.name} is not a regular file")
+            raise Invalid(f"{name} is not a regular file")
+        check(info)
         if info.st_size > limit:
-            raise TooLarge(f"{path.name} has {info.st_size} bytes; the limit is {limit}")
+            raise TooLarge(f"{name} has {info.st_size} bytes; the limit is {limit}")
         with open(fd, "rb", closefd=False) as file:
             return file.read(limit)
     finally:
         os.close(fd)
 
 
-def write_new(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_new(
+    path: Path | str, data: bytes, *, durable: bool = True, dir_fd: int | None = None
+) -> None:
     """Write a file that must not be there yet; after an OSError it is not there.
 
-    Its bytes are durable, its name only after `sync_folder`.
+    Its bytes are durable, its name only after its folder is synced.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    fd = os.open(path, flags, 0o600, dir_fd=dir_fd)
     try:
         with open(fd, "wb", buffering=0) as file:
             view = memoryview(data)
@@ -145,11 +152,17 @@ def write_new(path: Path, data: bytes, *, durable: bool = True) -> None:
             if durable:
                 os.fsync(fd)
     except OSError:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path, dir_fd=dir_fd)
         raise
 
 
+def temp_name() -> str:
+    """A dot-name that nobody else has."""
+    return f".{os.getpid():x}-{os.urandom(6).hex()}.tmp"
+
+
 def _write_temp(path: Path, data: bytes, durable: bool) -> Path:
-    temp = path.with_name(f".{os.getpid():x}-{os.urandom(6).hex()}.tmp")
+    temp = path.with_name(temp_name())
     write_new(temp, data, durable=durable)
     return temp

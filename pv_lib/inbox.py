@@ -5,21 +5,25 @@
                                    <name>-<job_id>.running.md  claimed
     finished/<same path>/<name>-<job_id>.{done,error,aborted}.md
 
-Ownership is a rename: whoever moved the file has it. Nothing here knows records or decides
-whether a prompt is acceptable; links, FIFOs, devices and half-written files are never opened.
+Ownership is a rename: whoever moved the file has it. Nobody else opens a path of these two
+folders, and it is done by handles only (`beneath`). Nothing here knows records or decides whether
+a text is acceptable; links, FIFOs, devices and half-written files are never opened.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pv_lib import files
+from pv_lib import beneath, files
+from pv_lib.beneath import Tree
+from pv_lib.errors import Invalid
 from pv_lib.job import State
 
 QUEUED, CLAIMED = ".prompt.md", ".running.md"
@@ -69,8 +73,11 @@ class Inbox:
 
     def __init__(self, root: Path, finished: Path) -> None:
         self.root = root
-        self.finished = finished
+        self._queue = Tree(root)
+        self._finished = Tree(finished)
         self._looks: dict[Path, tuple[tuple[int, int, int], float]] = {}
+        self._stuck: set[Path] = set()  # dropped files that could not be moved
+        self.unsettled = False  # whether one is being watched until it holds still
 
     def queue_path(self, job_id: str, repo: str, branch: str, filename: str) -> Path:
         """Where a submission with this id is queued."""
@@ -91,75 +98,122 @@ class Inbox:
         ours = path.name.endswith(f"-{job_id}{QUEUED}") and longest <= _NAME_BYTES
         return path if inside and ours else self.root / ".nowhere"
 
+    def places(self, inbox_path: str | None, job_id: str) -> list[Path]:
+        """Where the file of the job with this record can be: queued, claimed or archived."""
+        queued = self.place(inbox_path, job_id)
+        claimed = queued.with_name(queued.name.removesuffix(QUEUED) + CLAIMED)
+        return [queued, claimed, *(self._archived(queued, state) for state in ARCHIVED)]
+
     def drop(self, prompts: Iterable[tuple[Path, bytes]]) -> None:
         """Queue new files durably, all or (on an error: OSError) none.
 
         Every byte is on the disk under dot-names before the first file gets its name.
         """
-        staged: list[tuple[Path, Path]] = []
+        folders: dict[Path, int] = {}
+        staged: list[tuple[int, str, str]] = []
+        with contextlib.ExitStack() as held:
+            try:
+                for path, data in prompts:
+                    if path.parent not in folders:
+                        folder = held.enter_context(self._queue.folder(path.parent, make=True))
+                        folders[path.parent] = folder.fd
+                    fd, temp = folders[path.parent], f".{path.name}.tmp"
+                    staged.append((fd, temp, path.name))
+                    files.write_new(temp, data, dir_fd=fd)
+                for fd, temp, name in staged:
+                    os.rename(temp, name, src_dir_fd=fd, dst_dir_fd=fd)
+                for fd in folders.values():
+                    os.fsync(fd)
+            except OSError:
+                for fd, temp, name in staged:
+                    beneath.unlink(temp, fd)
+                    beneath.unlink(name, fd)
+                raise
+
+    def read(self, path: Path, limit: int) -> bytes:
+        """A prompt's file, wherever it is by now.
+
+        Raises OSError where it is not there, TooLarge over `limit`, and Invalid for what is not
+        taken: see `_fault`.
+        """
+        tree = self._queue if self.root in path.parents else self._finished
+        with tree.folder(path.parent) as folder:
+
+            def check(info: os.stat_result) -> None:
+                fault = _fault(info, folder.stranger_of(info))
+                if fault:
+                    raise Invalid(f"{path.name} {fault}")
+
+            try:
+                return files.read_regular(path.name, limit, dir_fd=folder.fd, check=check)
+            except PermissionError as error:  # for ever, as far as we can know
+                why = f"user id {os.geteuid()} may not read it: give it that right"
+                raise Invalid(f"{path.name} cannot be read: {why}") from error
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Write a queued file anew, durably."""
+        self._queue.replace(path, data)
+
+    def holds(self, path: Path) -> bool:
+        """Whether something is at `path`. Where that cannot be known now it is held to be."""
         try:
-            for path, data in prompts:
-                files.make_folder(path.parent)
-                temp = path.with_name(f".{path.name}.tmp")
-                staged.append((temp, path))
-                files.write_new(temp, data)
-            for temp, path in staged:
-                temp.rename(path)
-            for folder in {path.parent for _, path in staged}:
-                files.sync_folder(folder)
-        except OSError:
-            for temp, path in staged:
-                temp.unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
-            raise
+            self._queue.stat(path)
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        return True
 
     def scan(self) -> list[Prompt]:
         """Every prompt file in the inbox, by folder and name. Links are not followed."""
-        root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            return sorted(self._walk(root, ()), key=lambda prompt: prompt.path)
-        finally:
-            os.close(root)
+        found = []
+        with self._queue.folder(self.root) as root:
+            for _, parts, item in self._walk(root.fd, ()):
+                if item.name.endswith(".md"):
+                    with contextlib.suppress(OSError):  # gone since
+                        found.append(self._prompt(parts, item.stat(follow_symlinks=False)))
+        return sorted(filter(None, found), key=lambda prompt: (prompt.folders, prompt.path.name))
 
     def look_at(self, path: Path) -> Prompt | None:
         """The prompt at `path`, None when there is none."""
         with contextlib.suppress(OSError):
-            return self._prompt(path.relative_to(self.root).parts, os.lstat(path))
+            return self._prompt(path.relative_to(self.root).parts, self._queue.stat(path))
         return None
 
     def settled(
-        self, drops: Iterable[Prompt], now: float, wall: float, still: float
+        self, drops: Sequence[Prompt], now: float, wall: float, still: float
     ) -> list[Prompt]:
         """Those of `drops` that have held still, oldest first.
 
         A file settles when two looks find the same inode, size and mtime, and `still` seconds
         have gone by since its last write or, where its mtime says nothing (it lies in the
         future), since the first look. None overtakes an older one that is not settled yet: a
-        scan may see the later of two renames and miss the earlier. `now` is monotonic, `wall`
-        Unix time.
+        scan may see the later of two renames and miss the earlier. What is not carried away is
+        settled at the next call too. `now` is monotonic, `wall` Unix time.
         """
-        looks = self._looks
-        self._looks = {}
+        looks, self._looks, self.unsettled = self._looks, {}, False
+        self._stuck &= {prompt.path for prompt in drops}
         done: list[Prompt] = []
-        for prompt in sorted(drops, key=lambda prompt: (prompt.signature[1], prompt.path)):
+        for prompt in sorted(drops, key=self._turn):
             signature, since = looks.get(prompt.path, (None, now))
             same = signature == prompt.signature
             quiet = now - since >= still or wall - prompt.signature[1] / 1e9 >= still
-            if same and quiet and not self._looks:
+            self._looks[prompt.path] = (prompt.signature, since if same else now)
+            if same and quiet and not self.unsettled:
                 done.append(prompt)
             else:
-                self._looks[prompt.path] = (prompt.signature, since if same else now)
+                self.unsettled = True
         return done
 
-    @property
-    def unsettled(self) -> bool:
-        """Whether a dropped file is being watched until it holds still."""
-        return bool(self._looks)
+    def _turn(self, prompt: Prompt) -> tuple[bool, int, Path]:
+        """Oldest first; but many that cannot be moved must not hold up all others."""
+        return prompt.path in self._stuck, prompt.signature[1], prompt.path
 
     def carry(self, prompt: Prompt, job_id: str) -> Path:
         """Rename a dropped file so that it carries its job id; from here on it is ours."""
         target = prompt.path.with_name(f"{tidy_stem(prompt.stem)}-{job_id}{QUEUED}")
-        files.rename(prompt.path, target)
+        self._stuck.add(prompt.path)
+        self._queue.move(prompt.path, self._queue, target)
+        self._stuck.discard(prompt.path)
+        self._looks.pop(prompt.path, None)
         return target
 
     def claim(self, path: Path) -> Path:
@@ -168,46 +222,50 @@ class Inbox:
         One that was claimed before, its folder not yet synced, is claimed.
         """
         target = path.with_name(path.name.removesuffix(QUEUED).removesuffix(CLAIMED) + CLAIMED)
-        if target.exists() and (path == target or not path.exists()):
-            files.sync_folder(target.parent)
+        if self.holds(target) and (path == target or not self.holds(path)):
+            with self._queue.folder(target.parent) as folder:
+                os.fsync(folder.fd)
         else:
-            files.rename(path, target)
+            self._queue.move(path, self._queue, target)
         return target
 
     def archive(self, path: Path, state: State) -> Path:
         """Move a file of a terminal job to its place under the finished root."""
-        stem = path.name.removesuffix(QUEUED).removesuffix(CLAIMED)
-        place = self.finished / path.parent.relative_to(self.root)
-        target = place / (stem + ARCHIVED[state])
-        files.rename(path, target)
+        target = self._archived(path, state)
+        self._queue.move(path, self._finished, target)
         return target
+
+    def _archived(self, path: Path, state: State) -> Path:
+        stem = path.name.removesuffix(QUEUED).removesuffix(CLAIMED)
+        place = self._finished.root / path.parent.relative_to(self.root)
+        return place / (stem + ARCHIVED[state])
 
     def clear_temps(self, wall: float) -> None:
         """Remove what crashed submissions left: dot-names of ours that are an hour old."""
-        for folder, _, names in os.walk(self.root):
-            for name in names:
-                if name.startswith(".") and name.endswith(".tmp"):
-                    path = Path(folder, name)
+        with self._queue.folder(self.root) as root:
+            for fd, _, item in self._walk(root.fd, ()):
+                if item.name.startswith(".") and item.name.endswith(".tmp"):
                     with contextlib.suppress(OSError):
-                        if wall - path.lstat().st_mtime > _TEMP_SECONDS:
-                            path.unlink()
+                        if wall - item.stat(follow_symlinks=False).st_mtime > _TEMP_SECONDS:
+                            os.unlink(item.name, dir_fd=fd)
 
-    def _walk(self, folder: int, parts: tuple[str, ...]) -> Iterator[Prompt]:
+    def _walk(
+        self, folder: int, parts: tuple[str, ...]
+    ) -> Iterator[tuple[int, tuple[str, ...], os.DirEntry[str]]]:
+        """Every file with its open folder and its place; nothing in dot-folders."""
         with os.scandir(folder) as listing:
             for item in listing:
-                if item.name.startswith("."):
-                    continue
+                place = (*parts, item.name)
                 with contextlib.suppress(OSError):  # gone, or not ours to read: the next poll sees
-                    if item.is_dir(follow_symlinks=False) and len(parts) < _MAX_DEPTH:
-                        yield from self._descend(folder, (*parts, item.name))
-                    elif item.name.endswith(".md"):
-                        prompt = self._prompt((*parts, item.name), item.stat(follow_symlinks=False))
-                        if prompt:
-                            yield prompt
+                    if not item.is_dir(follow_symlinks=False):
+                        yield folder, place, item
+                    elif len(parts) < _MAX_DEPTH and not item.name.startswith("."):
+                        yield from self._descend(folder, place)
 
-    def _descend(self, parent: int, parts: tuple[str, ...]) -> Iterator[Prompt]:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-        folder = os.open(parts[-1], flags, dir_fd=parent)
+    def _descend(
+        self, parent: int, parts: tuple[str, ...]
+    ) -> Iterator[tuple[int, tuple[str, ...], os.DirEntry[str]]]:
+        folder = os.open(parts[-1], beneath.STEP, dir_fd=parent)
         try:
             yield from self._walk(folder, parts)
         finally:
@@ -229,6 +287,19 @@ class Inbox:
             claimed=suffix == CLAIMED and match is not None,
             signature=(info.st_ino, info.st_mtime_ns, info.st_size),
         )
+
+
+def _fault(info: os.stat_result, stranger: int | None) -> str | None:
+    """Why a prompt's open file is not read: its text may be another's secret, or a trespasser's."""
+    if info.st_nlink > 1:
+        return "is a hard link to a file with further names: copy it instead"
+    if stranger is not None:
+        return (
+            f"comes from user id {stranger}, through a folder that everybody may write to; there "
+            f"only files of root and of user id {os.geteuid()} are taken: take that right from "
+            "the folder (chmod o-w)"
+        )
+    return None
 
 
 def tidy_stem(filename: str) -> str:

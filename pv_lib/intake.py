@@ -21,7 +21,7 @@ from typing import Any
 from pv_lib import files, frontmatter, job
 from pv_lib.config import Config
 from pv_lib.errors import Conflict, Invalid, KeyReused, NoRoom, NotFound, TooLarge, ValetError
-from pv_lib.inbox import ARCHIVED, CLAIMED, QUEUED, Inbox, Prompt, tidy_stem
+from pv_lib.inbox import QUEUED, Inbox, Prompt, tidy_stem
 from pv_lib.job import JobIds, Record, State
 from pv_lib.repos import Repos
 from pv_lib.store import Index, Runs
@@ -175,12 +175,12 @@ class Intake:
         try:
             if len(prompt.folders) < 3:
                 raise Invalid("the file must lie in a folder owner/name/branch of the inbox")
-            data = files.read_regular(prompt.path, self._file_limit)
+            data = self._inbox.read(prompt.path, self._file_limit)
             block = frontmatter.read(data)
             base = base.with_(**_from_block(block, job_id))
             self._check(_as_submission(base, frontmatter.strip(data)))
             if not prompt.claimed and block.get("job_id") != job_id:
-                files.write(prompt.path, frontmatter.write(data, _keys(base), _OWN_KEYS))
+                self._inbox.replace(prompt.path, frontmatter.write(data, _keys(base), _OWN_KEYS))
         except ValetError as error:
             reason = "unknown_target" if isinstance(error, NotFound) else "bad_prompt"
             if not started:
@@ -192,7 +192,7 @@ class Intake:
     def carries_own_block(self, prompt: Prompt) -> bool:
         """Whether the file's block names the id in the file's name: then it is ours, and whole."""
         try:
-            data = files.read_regular(prompt.path, self._file_limit)
+            data = self._inbox.read(prompt.path, self._file_limit)
         except (OSError, ValetError):
             return False
         return frontmatter.read(data).get("job_id") == prompt.job_id
@@ -210,13 +210,9 @@ class Intake:
         given = self._runs.folder(record.job_id) / "prompt.md"
         if given.is_file():
             return files.read_regular(given, 1 << 30)
-        queued = self._inbox.place(record.inbox_path, record.job_id)
-        stem = queued.name.removesuffix(QUEUED)
-        done = self._inbox.finished / queued.parent.relative_to(self._inbox.root)
-        archived = [done / (stem + suffix) for suffix in ARCHIVED.values()]
-        for place in (queued, queued.with_name(stem + CLAIMED), *archived):
+        for place in self._inbox.places(record.inbox_path, record.job_id):
             with contextlib.suppress(OSError):
-                return frontmatter.strip(files.read_regular(place, 1 << 30))
+                return frontmatter.strip(self._inbox.read(place, 1 << 30))
         raise NotFound(f"the prompt of job {record.job_id} is not there any more")
 
     def _check(self, submission: Submission) -> Submission:

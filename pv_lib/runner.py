@@ -229,7 +229,7 @@ class Runner:
             return
         limit = 2 * self._house.config.max_prompt_bytes + 65536
         try:
-            data = files.read_regular(self._prompt, limit)
+            data = self._house.inbox.read(self._prompt, limit)
         except (OSError, ValetError) as error:
             if isinstance(error, OSError) and error.errno in files.TRANSIENT:
                 raise

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import os
+import functools
 import queue
 import threading
 import time
@@ -19,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pv_lib import job, process
-from pv_lib.errors import BadRecord, WatcherHeld
+from pv_lib.errors import BadRecord
 from pv_lib.git import Git
 from pv_lib.inbox import Prompt
 from pv_lib.intake import Intake, free_bytes
 from pv_lib.job import Record, State
 from pv_lib.journal import Notes
+from pv_lib.lock import WatcherLock
 from pv_lib.process import Trace
 from pv_lib.runner import House, Runner
 from pv_lib.store import Index
@@ -52,39 +52,18 @@ class Watcher:
         self._waiting: dict[str, _Waiting] = {}
         self._missing: set[str] = set()  # queued jobs whose file the last scan did not find
         self._notes = Notes(house.journal, house.runs.watcher_notes)
+        self._hurried = False  # whether the last poll had no time for every settled drop
         self._next_search = 0.0  # when to look for queued records without a file
         self._changed = threading.Condition()  # guards the four below; told when a job ends
         self._stopping = False
         self._active: dict[str, Runner] = {}
         self._threads: dict[str, threading.Thread] = {}
         self._busy: dict[str, str] = {}  # folder without git -> the job in it
-        self._lock_fd = -1
+        self._lock = WatcherLock(house.runs, house.clock)
 
     def acquire(self) -> None:
         """Become the one watcher of this runs root. Raises WatcherHeld naming the holder."""
-        path = self._house.runs.watcher_lock
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(fd, 200).decode("utf-8", "replace").strip() or "an unknown process"
-            os.close(fd)
-            why = f"another watcher owns {self._house.runs.root} ({holder}): stop it first"
-            raise WatcherHeld(why) from None
-        os.ftruncate(fd, 0)
-        now = job.stamp(self._house.clock())
-        os.write(fd, f"pid {os.getpid()} since {now}\n".encode())
-        self._lock_fd = fd
-
-    def _keep_lock(self) -> None:
-        """The watcher's own heartbeat. A lock file that somebody deleted protects nobody."""
-        os.utime(self._lock_fd)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(self._lock_fd), os.stat(self._house.runs.watcher_lock)):
-                return
-        deleted = self._lock_fd
-        self.acquire()
-        os.close(deleted)
+        self._lock.acquire()
 
     def wake(self, hint: Path | str | None = None) -> None:
         """Look now: at this inbox file, at this job's ABORT, or (None) whether a slot is free."""
@@ -101,15 +80,18 @@ class Watcher:
                     recovered = True
                 if time.monotonic() >= next_poll:
                     self._poll()
-                    interval = self._house.config.poll_interval_seconds
-                    quick = self._house.inbox.unsettled
-                    next_poll = time.monotonic() + interval / (4 if quick else 1)
+                    next_poll = time.monotonic() + self._pause()
                 self._dispatch()
             except OSError as error:
                 self._notes.add(f"the watcher cannot work: {error}")
                 next_poll = time.monotonic() + self._house.config.poll_interval_seconds
             self._notes.tell()
             self._await_wake(next_poll)
+
+    def _pause(self) -> float:
+        """Seconds until the next poll."""
+        interval = self._house.config.poll_interval_seconds
+        return 0 if self._hurried else interval / (4 if self._house.inbox.unsettled else 1)
 
     def stop(self) -> None:
         """Claim nothing more and let go of every job; their agents go on."""
@@ -213,35 +195,49 @@ class Watcher:
 
     def _poll(self) -> None:
         self._notes.clear()
-        self._keep_lock()
+        self._lock.keep()
+        began = time.monotonic()
         scanned = self._house.inbox.scan()
         self._meet_claimed(scanned)
-        prompts = [prompt for prompt in scanned if not prompt.claimed]
-        ours = {prompt.path for prompt in prompts if self._is_ours(prompt)}
-        for prompt in prompts:
-            if prompt.path in ours:
+        drops: list[Prompt] = []
+        for prompt in scanned:
+            self._lock.beat()
+            if not prompt.claimed and self._is_ours(prompt):
                 self._try(self._meet, prompt)
-        still = _SETTLE_INTERVALS * self._house.config.poll_interval_seconds
-        drops = (prompt for prompt in prompts if prompt.path not in ours)
-        clock = (time.monotonic(), self._house.clock())
-        for prompt in self._house.inbox.settled(drops, *clock, still):
-            self._try(self._take, prompt)
+            elif not prompt.claimed:
+                drops.append(prompt)
+        self._take_settled(drops, began)
         self._search()
-        self._miss()
+        self._miss({prompt.path for prompt in scanned})
         for waiting in list(self._waiting.values()):
             self._try_job(self._heed_abort, waiting)
 
-    def _try(self, step: Callable[[Prompt], None], prompt: Prompt) -> None:
-        """One file that cannot be read or moved must not hold up the others."""
+    def _take_settled(self, drops: list[Prompt], began: float) -> None:
+        """Make jobs of them until the poll has lasted an interval; the next one goes on."""
+        interval = self._house.config.poll_interval_seconds
+        clock = (time.monotonic(), self._house.clock())
+        end = max(began + interval, clock[0] + interval / 2)
+        self._hurried = taken = False
+        for prompt in self._house.inbox.settled(drops, *clock, _SETTLE_INTERVALS * interval):
+            taken = self._try(self._take, prompt) or taken
+            if time.monotonic() >= end:
+                self._hurried = taken  # nothing to hurry for where none can be moved
+                return
+
+    def _try(self, step: Callable[[Prompt], None], prompt: Prompt) -> bool:
+        """Whether it went well. One file that cannot be read or moved must not hold up others."""
         try:
             step(prompt)
+            return True
         except FileNotFoundError:
-            return  # gone between the scan and now
+            pass  # gone between the scan and now
         except OSError as error:
             self._notes.add(f"{prompt.path} cannot be taken: {error.strerror}")
+        return False
 
     def _try_job(self, step: Callable[[_Waiting], None], waiting: _Waiting) -> None:
         """One job that cannot be handled must not hold up the others."""
+        self._lock.beat()  # thousands may be withdrawn at once
         try:
             step(waiting)
         except FileNotFoundError:
@@ -263,7 +259,7 @@ class Watcher:
             return False
         known = self._waiting.get(job_id)
         if known:
-            return known.path == prompt.path or not known.path.exists()
+            return known.path == prompt.path or not self._house.inbox.holds(known.path)
         try:
             record = self._house.runs.read(job_id)
         except (BadRecord, OSError):
@@ -341,7 +337,7 @@ class Watcher:
 
     def _search(self) -> None:
         """Now and then: queued records whose file went before anybody saw it."""
-        if time.monotonic() < self._next_search:
+        if self._hurried or time.monotonic() < self._next_search:
             return
         self._next_search = time.monotonic() + _SEARCH_SECONDS
         for record in self._index.live():
@@ -351,9 +347,10 @@ class Watcher:
                     record, self._house.inbox.place(record.inbox_path, record.job_id)
                 )
 
-    def _miss(self) -> None:
+    def _miss(self, seen: set[Path]) -> None:
         """A queued file that two polls in a row did not find was withdrawn."""
-        gone = {job_id for job_id, w in self._waiting.items() if not w.path.exists()}
+        holds = self._house.inbox.holds
+        gone = {k for k, w in self._waiting.items() if w.path not in seen and not holds(w.path)}
         for job_id in gone & self._missing:
             self._try_job(self._withdraw, self._waiting[job_id])
         self._missing = gone
@@ -379,18 +376,23 @@ class Watcher:
 
     def _dispatch(self) -> None:
         """Claim and start what may start: slots, room on the disk, one job in a plain folder."""
-        if not self._waiting or not self._has_room():
+        if not self._waiting or self._is_full() or not self._has_room():
             return
         passed: set[str] = set()  # folders a job must wait for; none behind it may overtake
+        exclusive = functools.cache(self._house.repos.exclusive)  # thousands may wait for one
         for waiting in sorted(self._waiting.values(), key=lambda w: job.queue_order(w.record)):
-            folder = self._house.repos.exclusive(waiting.record.repo or "")
+            folder = exclusive(waiting.record.repo or "")
+            if self._is_full():
+                return
             with self._changed:
-                if self._stopping or len(self._active) >= self._house.config.max_running:
-                    return
                 if folder is not None and folder in self._busy:
                     passed.add(folder)
             if folder not in passed:
                 self._try_job(self._claim, waiting)
+
+    def _is_full(self) -> bool:
+        with self._changed:
+            return self._stopping or len(self._active) >= self._house.config.max_running
 
     def _claim(self, waiting: _Waiting) -> None:
         record = waiting.record

@@ -29,24 +29,27 @@ class Counted:
     def __call__(self, *args: Any, **named: Any) -> Any:
         mine = next(_CALLS) == self.at
         if mine and self.when == "before":
-            self.die(args)
+            self.die(args, named)
         try:
             return self.call(*args, **named)
         finally:  # also after a call that fails, as mkdir of what is there already
             if mine:
-                self.die(args)
+                self.die(args, named)
 
-    def die(self, args: tuple[Any, ...]) -> None:
+    def die(self, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         fd = os.open(self.trace, os.O_WRONLY | os.O_CREAT, 0o600)
-        os.write(fd, f"{self.name} {self.where(args)}".encode())
+        os.write(fd, f"{self.name} {self.where(args, named)}".encode())
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def where(self, args: tuple[Any, ...]) -> str:
+    def where(self, args: tuple[Any, ...], named: dict[str, Any]) -> str:
         if self.name == "fsync":
             return os.readlink(f"/proc/self/fd/{args[0]}")
         if self.name == "fork_exec":
             return str(args[0][0])
-        return " -> ".join(str(arg) for arg in args[:2] if not isinstance(arg, int))
+        fds = [fd for key, fd in named.items() if key.endswith("dir_fd")]
+        folders = [os.readlink(f"/proc/self/fd/{fd}") for fd in fds] or ["", ""]
+        names = (str(arg) for arg in args[:2] if not isinstance(arg, int))
+        return " -> ".join(map(os.path.join, folders, names))
 
 
 def main() -> None:
