@@ -90,7 +90,8 @@ class Server(ThreadingHTTPServer):
         self.limits = limits
         self.journal = journal
         self._changed = threading.Condition()  # guards _patient; told when a connection ends
-        self._patient: dict[Connection, None] = {}  # oldest first
+        self._patient: dict[Connection, None] = {}  # oldest first, as is the next
+        self._strangers: dict[Connection, None] = {}  # those that have had no answer yet
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, Connection)
@@ -129,23 +130,28 @@ class Server(ThreadingHTTPServer):
 
     @contextlib.contextmanager
     def patience(self, connection: Connection) -> Iterator[None]:
-        """While the connection waits for its client: the oldest such one makes room for a new."""
+        """While the connection waits for its client: then it may have to make room for a new one.
+
+        The oldest goes first, and those that were never answered before all others.
+        """
+        waiting = self._patient if connection.answered else self._strangers
         with self._changed:
-            self._patient[connection] = None
+            waiting[connection] = None
         try:
             yield
         finally:
             with self._changed:
-                self._patient.pop(connection, None)
+                waiting.pop(connection, None)
 
     def _enter(self) -> bool:
         if self.limits.connections.enter():
             return True
         with self._changed:
-            if not self._patient:
+            waiting = self._strangers or self._patient
+            if not waiting:
                 return False
-            oldest = next(iter(self._patient))
-            del self._patient[oldest]
+            oldest = next(iter(waiting))
+            del waiting[oldest]
             oldest.give_way()
             return self._changed.wait_for(self.limits.connections.enter, _GIVE_WAY_SECONDS)
 
@@ -191,6 +197,7 @@ class Connection(BaseHTTPRequestHandler):
         """No buffered files: the socket is read and written here alone."""
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         self._buffer = bytearray()
+        self.answered = False
         self._gave_way = False
         self._is_sending = False
 
@@ -237,6 +244,7 @@ class Connection(BaseHTTPRequestHandler):
             return self._follow(answer, bare=head.method == "HEAD")
         keep = head.keep_alive and not self._gave_way
         self._send(answer, head, close=not keep)
+        self.answered = True
         return keep
 
     def _answer(self, request: Request) -> Answer:

@@ -1,7 +1,7 @@
 """Chaos, a command of its own: `python3 tests/chaos [--seed N] [--short] [part ...]`.
 
 Prints one line a figure; exit 1 when one of them is wrong. Parts: kills, points, trees,
-aborts, endurance, cases; all of them by default.
+aborts, endurance, crowd, cases; all of them by default.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 _TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
 
-from chaos import aborts, cases, endurance, kills, points, trees  # noqa: E402 - the path comes first
+from chaos import aborts, cases, crowd, endurance, kills, points, trees  # noqa: E402 - the path comes first
 from chaos.common import Chaos  # noqa: E402
 from harness import TREE  # noqa: E402
 
@@ -27,6 +27,7 @@ PARTS = {
     "trees": trees.run,
     "aborts": aborts.run,
     "endurance": endurance.run,
+    "crowd": crowd.run,
     "cases": cases.run,
 }
 
