@@ -16,7 +16,8 @@ from pv_lib.errors import Forbidden, Misdirected, Unauthorized, Unsupported
 from pv_lib.wire import Head, media_type
 
 COOKIE = "pv_session"
-COOKIE_SECONDS = 7 * 86400
+COOKIE_SECONDS = 86400
+_MOST_SESSIONS = 8  # cookies of our name that are looked at: pages on other ports can plant some
 # What a foreign page cannot send without asking first, and forms, which Origin has to tell apart.
 BODY_TYPES = ("application/json", "text/markdown", "multipart/form-data")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -62,7 +63,7 @@ class Gate:
         if self.token is None:
             return None
         end = int(now) + COOKIE_SECONDS
-        return f"{end}.{_mark(self.token, end)}"
+        return f"{end}.{_mark(self.token, str(end))}"
 
     def _check_token(self, token: str, head: Head, now: float) -> None:
         given = head.headers.get("authorization")
@@ -72,16 +73,16 @@ class Gate:
             if not right or scheme.lower() != "bearer":
                 raise Unauthorized("the bearer token is not the right one", guess=True)
             return
-        cookie = _COOKIE.search(head.headers.get("cookie", ""))
-        if not cookie:
+        sessions = _COOKIE.findall(head.headers.get("cookie", ""))[:_MOST_SESSIONS]
+        if not sessions:
             raise Unauthorized("a bearer token is needed: Authorization: Bearer …")
-        end = int(cookie[1])
-        if not hmac.compare_digest(cookie[2], _mark(token, end)):
+        ours = [int(end) for end, mark in sessions if hmac.compare_digest(mark, _mark(token, end))]
+        if not ours:
             raise Unauthorized("the session is not one of this server: sign in anew", guess=True)
-        if end < now:
+        if max(ours) < now:
             raise Unauthorized("the session is over: sign in anew")
 
 
-def _mark(token: str, end: int) -> str:
+def _mark(token: str, end: str) -> str:
     """What only the token's holder can write beside the session's end; not the token itself."""
-    return hmac.new(token.encode(), b"pv session %d" % end, hashlib.sha256).hexdigest()
+    return hmac.new(token.encode(), f"pv session {end}".encode(), hashlib.sha256).hexdigest()

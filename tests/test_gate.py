@@ -169,6 +169,8 @@ def test_a_session_opens_as_the_token_does_until_it_is_over(
     for value in (f"{int(end) + 1}.{mark}", f"{end}.{mark[:-1]}0"[:-2] + "zz", f"{end}.", "x"):
         refused = valet.ask("GET", "/api/v1/jobs", headers={"Cookie": f"{COOKIE}={value}"})
         assert refused.status == 401
+    planted = f"{COOKIE}=99999999999.{'a' * 64}; {cookie['Cookie']}"  # by a page on another port
+    assert valet.ask("GET", "/api/v1/jobs", headers={"Cookie": planted}).status == 200
     host = f"127.0.0.1:{valet.port}"
     by_tls = valet.ask("POST", "/api/v1/session", headers={**token, "Origin": f"https://{host}"})
     assert "; Secure" in by_tls.headers["Set-Cookie"]
