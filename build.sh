@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds dist/pv.pyz: the same bytes for the same commit, wherever, whenever and by whom.
+# Builds dist/pv.pyz: the same bytes for the same commit and Python, wherever, whenever and by whom.
 set -eu
 cd "$(dirname "$0")"
 python=${PYTHON:-python3}
@@ -9,8 +9,15 @@ if [ -n "$(git status --porcelain -- pv.py pv_lib build.sh 2>/dev/null)" ]; then
     commit=$commit-dirty
 fi
 mkdir -p dist
-exec "$python" -I -S - "$commit" dist/pv.pyz <<'PYTHON'
-"""Pack pv.py and pv_lib. Order, times, modes and compression are fixed, so the bytes are too."""
+# The hash seed, because bytecode lists the words of a set in the order of their hashes.
+exec env -i PATH="$PATH" PYTHONHASHSEED=0 "$python" -s -S - "$commit" dist/pv.pyz <<'PYTHON'
+"""Pack pv.py and pv_lib. Order, times, modes and compression are fixed, so the bytes are too.
+
+Beside each source lies its bytecode for this Python, which saves half of the start; any other
+Python passes over it and compiles the source.
+"""
+import importlib.util
+import marshal
 import os
 import pathlib
 import re
@@ -30,10 +37,13 @@ with temp.open("wb") as file:
                 text, found = re.subn(r'COMMIT = ".*"', f'COMMIT = "{commit}"', text)
                 assert found == 1, "pv_lib/stamp.py has no COMMIT line"
             name = "__main__.py" if source.name == "pv.py" else source.as_posix()
-            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-            entry.create_system = 3
-            entry.external_attr = 0o100644 << 16
-            archive.writestr(entry, text.encode())
+            code = compile(text, name, "exec", dont_inherit=True)
+            unchecked = importlib.util.MAGIC_NUMBER + b"\1\0\0\0" + bytes(8)
+            for suffix, data in (("", text.encode()), ("c", unchecked + marshal.dumps(code))):
+                entry = zipfile.ZipInfo(name + suffix, (1980, 1, 1, 0, 0, 0))
+                entry.create_system = 3
+                entry.external_attr = 0o100644 << 16
+                archive.writestr(entry, data)
 os.chmod(temp, 0o755)
 temp.replace(target)
 print(f"{target}: {target.stat().st_size} bytes, commit {commit}")
