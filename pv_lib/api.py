@@ -6,29 +6,30 @@ takes stands in `routes`; the parameters come in checked and typed.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from pv_lib import fields, job, logfile, wire
+from pv_lib import fields, files, job, logfile, wire
 from pv_lib.config import Config
-from pv_lib.errors import Busy, Conflict, Invalid, NotFound, Unsupported
+from pv_lib.connection import Follow
+from pv_lib.errors import Busy, Conflict, Invalid, NotFound, Unauthorized, Unsupported
 from pv_lib.follow import Followers
 from pv_lib.gate import COOKIE, COOKIE_SECONDS, Gate
 from pv_lib.intake import DEFAULT_FILENAME, Intake, Submission, free_bytes
 from pv_lib.job import Record, State
 from pv_lib.limits import Limits
-from pv_lib.server import Follow
 from pv_lib.store import Index
 from pv_lib.wire import Request, Response, media_type
 
 Values = dict[str, Any]
-MAX_FILES = 100
 _IN_MEMORY = 1 << 20  # bytes of log that are answered in one piece
 _ALIVE_POLLS = 5  # poll intervals after which a silent watcher counts as gone
 _SHOWN_SETTINGS = (
@@ -63,7 +64,11 @@ class Api:
 
     def healthz(self, request: Request, _: str, params: Values) -> Response:
         """The server answers."""
-        return _json(200, {"status": "ok", "version": self.version})
+        return Response(200, self._health)
+
+    @functools.cached_property
+    def _health(self) -> bytes:
+        return _json(200, {"status": "ok", "version": self.version}).body
 
     def status(self, request: Request, _: str, params: Values) -> Response:
         """What an operator wants to know at a glance."""
@@ -142,8 +147,8 @@ class Api:
         faults = [(name, "is missing") for name in ("repo", "branch") if name not in given]
         if not prompts:
             faults.append(("files", "is missing: send at least one file that ends in .md"))
-        if len(prompts) > MAX_FILES:
-            faults.append(("files", f"are too many: at most {MAX_FILES} in one request"))
+        if len(prompts) > fields.MAX_FILES:
+            faults.append(("files", f"are too many: at most {fields.MAX_FILES} in one request"))
         if faults:
             raise Invalid.of(faults)
         submissions = [
@@ -175,10 +180,7 @@ class Api:
     def log(self, request: Request, job_id: str, params: Values) -> Response:
         """The log's last lines, or everything from a byte offset on."""
         record = self._record(job_id)
-        try:
-            file = logfile.open_log(self.index.runs.log_path(job_id))
-        except OSError:
-            raise NotFound(f"job {job_id} has no log: it is {record.state.value}") from None
+        file = self._open(record, "job.log")
         lines = params.get("lines", fields.LOG["lines"].schema["default"])
         if "offset" not in params:
             start, end = logfile.tail_start(file, lines)
@@ -201,7 +203,7 @@ class Api:
         offset = fields.header(request, fields.LAST_EVENT_ID) or 0
         streams, client = self.limits.streams, request.client
         if not streams.enter(1, client):
-            streams.refused += 1
+            streams.refuse()
             raise Busy("too many streams are open: close one, or try again in a second")
         strip = params.get("ansi") == "strip"
 
@@ -250,7 +252,12 @@ class Api:
         return self._run_file(request, job_id, "codex.jsonl", "application/x-ndjson")
 
     def sign_in(self, request: Request, _: str, params: Values) -> Response:
-        """A session for a browser: a cookie that opens as the bearer token does."""
+        """A session for a browser: a cookie that opens as the bearer token does.
+
+        Only the token gets one, or a stolen cookie could be renewed for ever.
+        """
+        if self.gate.token is not None and "authorization" not in request.headers:
+            raise Unauthorized("sign in with the bearer token: Authorization: Bearer …")
         value = self.gate.session(self.clock())
         return Response(204, headers=_cookie(request, value, COOKIE_SECONDS) if value else {})
 
@@ -263,13 +270,15 @@ class Api:
         return Response(200, self.document)
 
     def _run_file(self, request: Request, job_id: str, name: str, kind: str) -> Response:
-        record = self._record(job_id)
-        try:
-            file = logfile.open_log(self.index.runs.folder(job_id) / name)
-        except OSError:
-            why = f"job {job_id} has no {name}: it is {record.state.value}"
-            raise NotFound(why) from None
+        file = self._open(self._record(job_id), name)
         return Response(200, b"", kind, file=file, length=os.fstat(file.fileno()).st_size)
+
+    def _open(self, record: Record, name: str) -> FileIO:
+        try:
+            return files.open_regular(self.index.runs.folder(record.job_id) / name)
+        except (FileNotFoundError, NotADirectoryError, Invalid):
+            why = f"job {record.job_id} has no {name}: it is {record.state.value}"
+            raise NotFound(why) from None
 
     def _record(self, job_id: str) -> Record:
         record = self.index.get(job_id)

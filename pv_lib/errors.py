@@ -117,7 +117,7 @@ class NotImplementedHere(ValetError):
 
 
 class Busy(ValetError):
-    """Too many at once, of connections or streams; the client may come back."""
+    """Too many at once, of connections, streams or bodies; the client may come back."""
 
     status, title = 503, "Service Unavailable"
 

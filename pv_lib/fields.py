@@ -120,6 +120,7 @@ SUBMIT = {
         "a whole number",
     ),
 }
+MAX_FILES = 100  # in one upload
 NEEDED = ("repo", "branch", "markdown_text")
 _TEXT = Parameter(
     {"type": "string", "pattern": NOT_BLANK.pattern}, "the prompt; not blank", "a string"

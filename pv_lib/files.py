@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 from pv_lib.errors import Conflict, Invalid, NoRoom, TooLarge, ValetError
@@ -112,8 +113,22 @@ def read_regular(
 ) -> bytes:
     """Read a regular file of at most `limit` bytes that `check` has no fault to raise for.
 
-    A link, FIFO, socket or device at `path` is never opened for reading: Invalid. A larger file
-    is TooLarge. Raises OSError when the file is not there or not readable.
+    A larger file is TooLarge; else raises as `open_regular`.
+    """
+    with open_regular(path, dir_fd=dir_fd) as file:
+        info = os.fstat(file.fileno())
+        check(info)
+        if info.st_size > limit:
+            name = os.path.basename(path)
+            raise TooLarge(f"{name} has {info.st_size} bytes; the limit is {limit}")
+        return file.readall()[:limit]
+
+
+def open_regular(path: Path | str, *, dir_fd: int | None = None) -> FileIO:
+    """Open a regular file to read.
+
+    A link, FIFO, socket or device at `path` is never opened for reading, which could wait for
+    ever: Invalid. Raises OSError when the file is not there or not readable.
     """
     name = os.path.basename(path)
     try:
@@ -122,17 +137,10 @@ def read_regular(
         if error.errno == errno.ELOOP:
             raise Invalid(f"{name} is a symbolic link, which is never followed") from error
         raise
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise Invalid(f"{name} is not a regular file")
-        check(info)
-        if info.st_size > limit:
-            raise TooLarge(f"{name} has {info.st_size} bytes; the limit is {limit}")
-        with open(fd, "rb", closefd=False) as file:
-            return file.read(limit)
-    finally:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
+        raise Invalid(f"{name} is not a regular file")
+    return FileIO(fd)
 
 
 def write_new(

@@ -19,10 +19,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from pv_lib import logfile
+from pv_lib import files, logfile
+from pv_lib.errors import Invalid
 from pv_lib.job import Record
 from pv_lib.journal import Journal
 from pv_lib.store import Index
@@ -50,11 +52,11 @@ class _Follower:
 
 @dataclass
 class _Feed:
-    """One followed job: its log's descriptor (-1: no log yet) and who follows."""
+    """One followed job: its log, once there is one, and who follows."""
 
     job_id: str
     path: Path
-    fd: int = -1
+    log: FileIO | None = None
     followers: set[_Follower] = field(default_factory=set)
     troubled: bool = False  # said once that it cannot be read
 
@@ -149,10 +151,10 @@ class Followers:
         """Send what is new to everybody; end the streams when the job has ended."""
         record = self._index.get(feed.job_id)
         over = record is None or record.state.terminal  # asked before the read: nothing is missed
-        if feed.fd < 0:
-            with contextlib.suppress(OSError):
-                feed.fd = os.open(feed.path, os.O_RDONLY | os.O_NOFOLLOW)
-        size = os.fstat(feed.fd).st_size if feed.fd >= 0 else 0
+        if feed.log is None:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, Invalid):
+                feed.log = files.open_regular(feed.path)
+        size = os.fstat(feed.log.fileno()).st_size if feed.log else 0
         frames: dict[tuple[int, bool], tuple[bytes, int]] = {}
         now = time.monotonic()
         for follower in list(feed.followers):
@@ -179,7 +181,7 @@ class Followers:
         """The next frames for one follower; `frames` shares them with others at its offset."""
         start, strip = follower.offset, follower.strip
         if (start, strip) not in frames:
-            frames[start, strip] = _frames(feed.fd, start, strip=strip, final=over)
+            frames[start, strip] = _frames(feed.log, start, strip=strip, final=over)
         data, follower.offset = frames[start, strip]
         if over and follower.offset == start and not data:
             follower.ended = True
@@ -233,8 +235,8 @@ class Followers:
         follower.done()
         if not feed.followers:
             del self._feeds[follower.job_id]
-            if feed.fd >= 0:
-                os.close(feed.fd)
+            if feed.log:
+                feed.log.close()
 
 
 def split_lines(data: bytes, *, final: bool) -> list[tuple[bytes, int]]:
@@ -255,13 +257,13 @@ def split_lines(data: bytes, *, final: bool) -> list[tuple[bytes, int]]:
     return lines
 
 
-def _frames(fd: int, offset: int, *, strip: bool, final: bool) -> tuple[bytes, int]:
+def _frames(log: FileIO | None, offset: int, *, strip: bool, final: bool) -> tuple[bytes, int]:
     """Events for the whole lines from `offset` on, a chunk's worth, and the offset behind them."""
-    if fd < 0:
+    if log is None:
         return b"", offset
     size = _CHUNK
     while True:
-        data = os.pread(fd, size, offset)
+        data = os.pread(log.fileno(), size, offset)
         at_end = len(data) < size
         lines = split_lines(data, final=final and at_end)
         if lines or at_end:

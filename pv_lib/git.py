@@ -221,7 +221,9 @@ class Git:
         handle = -1
         try:
             handle = os.pidfd_open(child.pid)  # tells the end at once, where wait() would poll
-            while not select.select([handle], [], [], _TICK)[0]:
+            poll = select.poll()  # select() takes no descriptor above 1023
+            poll.register(handle, select.POLLIN)
+            while not poll.poll(_TICK * 1000):
                 self.tick()
                 if time.monotonic() > deadline:
                     raise GitFailed(f"{what} took longer than {seconds:g} s and was ended")

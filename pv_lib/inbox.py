@@ -17,7 +17,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,30 +104,22 @@ class Inbox:
         claimed = queued.with_name(queued.name.removesuffix(QUEUED) + CLAIMED)
         return [queued, claimed, *(self._archived(queued, state) for state in ARCHIVED)]
 
-    def drop(self, prompts: Iterable[tuple[Path, bytes]]) -> None:
-        """Queue new files durably, all or (on an error: OSError) none.
+    def drop(self, folder: Path, prompts: Sequence[tuple[str, bytes]]) -> None:
+        """Queue new files, as (name, bytes), durably: all or (on an error: OSError) none.
 
         Every byte is on the disk under dot-names before the first file gets its name.
         """
-        folders: dict[Path, int] = {}
-        staged: list[tuple[int, str, str]] = []
-        with contextlib.ExitStack() as held:
+        with self._queue.folder(folder, make=True) as there:
             try:
-                for path, data in prompts:
-                    if path.parent not in folders:
-                        folder = held.enter_context(self._queue.folder(path.parent, make=True))
-                        folders[path.parent] = folder.fd
-                    fd, temp = folders[path.parent], f".{path.name}.tmp"
-                    staged.append((fd, temp, path.name))
-                    files.write_new(temp, data, dir_fd=fd)
-                for fd, temp, name in staged:
-                    os.rename(temp, name, src_dir_fd=fd, dst_dir_fd=fd)
-                for fd in folders.values():
-                    os.fsync(fd)
+                for name, data in prompts:
+                    files.write_new(_staged(name), data, dir_fd=there.fd)
+                for name, _ in prompts:
+                    os.rename(_staged(name), name, src_dir_fd=there.fd, dst_dir_fd=there.fd)
+                os.fsync(there.fd)
             except OSError:
-                for fd, temp, name in staged:
-                    beneath.unlink(temp, fd)
-                    beneath.unlink(name, fd)
+                for name in (*(name for name, _ in prompts), *(_staged(n) for n, _ in prompts)):
+                    with contextlib.suppress(OSError):  # a name that stays must not keep others
+                        beneath.unlink(name, there.fd)
                 raise
 
     def read(self, path: Path, limit: int) -> bytes:
@@ -287,6 +279,11 @@ class Inbox:
             claimed=suffix == CLAIMED and match is not None,
             signature=(info.st_ino, info.st_mtime_ns, info.st_size),
         )
+
+
+def _staged(name: str) -> str:
+    """A new file's dot-name until all of its bytes are on the disk."""
+    return f".{name}.tmp"
 
 
 def _fault(info: os.stat_result, stranger: int | None) -> str | None:

@@ -74,22 +74,20 @@ class Intake:
         self._keys: dict[str, str] | None = None  # idempotency's key half -> job id
 
     def submit(self, submissions: Sequence[Submission]) -> list[Record]:
-        """Accept all of `submissions` or none; they are durable when this returns.
+        """Accept all of `submissions`, which are for one branch, or none; then they are durable.
 
         Raises Invalid, NotFound, TooLarge or NoRoom; an OSError of the disk becomes NoRoom.
         """
         checked = [self._check(submission) for submission in submissions]
         self._check_room()
         records = [self._first_record(submission) for submission in checked]
+        paths = [Path(record.inbox_path or "") for record in records]
         drops = [
-            (
-                Path(record.inbox_path or ""),
-                frontmatter.write(submission.text, _keys(record), _OWN_KEYS),
-            )
-            for record, submission in zip(records, checked, strict=True)
+            (path.name, frontmatter.write(submission.text, _keys(record), _OWN_KEYS))
+            for path, record, submission in zip(paths, records, checked, strict=True)
         ]
         try:
-            self._inbox.drop(drops)
+            self._inbox.drop(paths[0].parent, drops)
         except OSError as error:
             raise files.refusal(error, "the prompt could not be stored") from error
         for record in records:

@@ -6,10 +6,11 @@ here refuses, waits or closes.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import threading
 from collections import Counter
-from typing import Any
+from typing import Any, Protocol
 
 MAX_HEAD = 32 << 10  # bytes of request line and headers
 IDLE_SECONDS = 30.0  # a keep-alive connection without a request
@@ -19,8 +20,7 @@ SEND_SECONDS = 60.0  # a write to a client that does not read, and a second per 
 SEND_RATE = 64 << 10
 MAX_CONNECTIONS = 256  # each has a thread while it lasts
 _BODIES = 64 << 20  # bytes of request bodies in memory
-_STREAMS = 10_240
-_STREAMS_EACH = 5_120  # of one client's address; behind a proxy that is everybody's
+_STREAMS = 10_240  # half of them for one client's address; behind a proxy that is everybody's
 _OTHER_FILES = 512  # descriptors kept for connections, jobs and logs
 
 
@@ -29,22 +29,26 @@ class Gauge:
 
     def __init__(self, most: int, each: int | None = None) -> None:
         self.most = most
-        self.each = each
+        self.each = most if each is None else each
         self.now = 0
-        self.refused = 0  # clients turned away, as whoever did it counts them
-        self._lock = threading.Lock()  # guards what is taken
+        self.refused = 0  # how many were turned away
+        self._lock = threading.Lock()  # guards all but the limits
         self._by_client: Counter[str] = Counter()
 
     def enter(self, amount: int = 1, client: str = "") -> bool:
         """Take `amount`; False, and nothing taken, where that would be too much."""
         with self._lock:
             theirs = self._by_client[client] + amount
-            if self.now + amount > self.most or (self.each is not None and theirs > self.each):
+            if self.now + amount > self.most or theirs > self.each:
                 return False
             self.now += amount
-            if self.each is not None:
-                self._by_client[client] = theirs
+            self._by_client[client] = theirs
             return True
+
+    def refuse(self) -> None:
+        """Count one that was turned away."""
+        with self._lock:
+            self.refused += 1
 
     def leave(self, amount: int = 1, client: str = "") -> None:
         """Give `amount` back."""
@@ -57,7 +61,48 @@ class Gauge:
     def shown(self) -> dict[str, int]:
         """For the status."""
         plain = {"now": self.now, "most": self.most, "refused": self.refused}
-        return plain if self.each is None else {**plain, "most_per_client": self.each}
+        return plain if self.each == self.most else {**plain, "most_per_client": self.each}
+
+
+class GivesWay(Protocol):
+    """Whoever can be told to wait no longer for its client."""
+
+    def give_way(self, how: int) -> None:
+        """End the wait."""
+
+
+class Patience:
+    """Those who wait for their clients, oldest first; from any thread.
+
+    Without a lock: each step is one operation of a dict, and whoever takes an entry out has it.
+    """
+
+    def __init__(self) -> None:
+        self._strangers: dict[GivesWay, int] = {}  # never answered before
+        self._known: dict[GivesWay, int] = {}
+
+    def begin(self, who: GivesWay, *, known: bool, how: int) -> None:
+        """`who` waits from now on; `how` goes to its `give_way`."""
+        (self._known if known else self._strangers)[who] = how
+
+    def end(self, who: GivesWay) -> None:
+        """`who` waits no longer."""
+        if self._known.pop(who, None) is None:
+            self._strangers.pop(who, None)
+
+    def oldest(self) -> tuple[GivesWay, int] | None:
+        """Take out who has waited longest: of the strangers, unless they are the fewer.
+
+        Else clients that were answered once and stay could hold all places but one for good.
+        """
+        strangers_first = len(self._strangers) >= len(self._known)
+        both = (self._strangers, self._known)
+        for waiting in both if strangers_first else reversed(both):
+            while waiting:
+                with contextlib.suppress(StopIteration, KeyError, RuntimeError):  # gone just now
+                    who = next(iter(waiting))
+                    return who, waiting.pop(who)
+        return None
 
 
 class Limits:
@@ -67,8 +112,8 @@ class Limits:
         self.max_body = max_body
         self.connections = Gauge(MAX_CONNECTIONS)
         self.bodies = Gauge(max(_BODIES, max_body))
-        room = max(_spare_descriptors(), 16)
-        self.streams = Gauge(min(_STREAMS, room), min(_STREAMS_EACH, room))
+        streams = min(_STREAMS, max(_spare_descriptors(), 16))
+        self.streams = Gauge(streams, streams // 2)
 
     def shown(self) -> dict[str, Any]:
         """For the status."""
@@ -81,6 +126,7 @@ class Limits:
             "head_seconds": HEAD_SECONDS,
             "body_seconds": BODY_SECONDS,
             "idle_seconds": IDLE_SECONDS,
+            "send_seconds": SEND_SECONDS,
         }
 
 

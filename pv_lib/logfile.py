@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from io import FileIO
 from typing import BinaryIO
 
 from pv_lib.codex import Transcript
@@ -24,12 +24,7 @@ _CONTROL = re.compile(
 _LONE_CR = re.compile(r"\r(?!\n)")
 
 
-def open_log(path: Path) -> BinaryIO:
-    """Open the log without following a link. Raises OSError."""
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb", buffering=0)
-
-
-def tail_start(log: BinaryIO, lines: int) -> tuple[int, int]:
+def tail_start(log: FileIO, lines: int) -> tuple[int, int]:
     """The offset where the last `lines` lines begin, and the log's size, both in bytes.
 
     A last line without its newline counts as a line.
@@ -54,7 +49,7 @@ def tail_start(log: BinaryIO, lines: int) -> tuple[int, int]:
     return 0, size
 
 
-def piece(log: BinaryIO, offset: int, lines: int | None) -> tuple[int, int]:
+def piece(log: FileIO, offset: int, lines: int | None) -> tuple[int, int]:
     """Where the log's part from byte `offset` on begins and ends, `lines` lines long at most."""
     fd = log.fileno()
     size = os.fstat(fd).st_size
@@ -74,7 +69,7 @@ def piece(log: BinaryIO, offset: int, lines: int | None) -> tuple[int, int]:
     return start, size
 
 
-def plain(log: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+def plain(log: FileIO, start: int, end: int) -> Iterator[bytes]:
     """The log from byte `start` to `end` as a terminal may have it, a piece at a time.
 
     Escape sequences and control characters are left out, a lone CR ends a line as LF does, and

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from pv_lib.fields import Parameter
+from pv_lib.gate import COOKIE
 from pv_lib.schemas import JOB_ID, SCHEMAS, ref
 
 JSON = "application/json"
@@ -79,7 +80,7 @@ def document(operations: Iterable[Operation], version: str, *, secured: bool) ->
     if secured:
         components["securitySchemes"] = {
             "token": {"type": "http", "scheme": "bearer"},
-            "session": {"type": "apiKey", "in": "cookie", "name": "pv_session"},
+            "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
         }
         plain["security"] = [{"token": []}, {"session": []}]
     return plain

@@ -12,9 +12,9 @@ from typing import Any
 
 from pv_lib import fields, files
 from pv_lib.api import Api
+from pv_lib.connection import Answer
 from pv_lib.errors import MethodNotAllowed, NotFound
 from pv_lib.openapi import JSON, Body, Operation
-from pv_lib.server import Answer
 from pv_lib.wire import Request, Response
 
 Handler = Callable[[Api, Request, str, dict[str, Any]], Answer]
@@ -31,8 +31,9 @@ class Route:
     handler: Handler
 
 
-def _row(method: str, path: str, handler: Handler, *answers: Any, **more: Any) -> Route:
-    status, body = answers
+def _row(
+    method: str, path: str, handler: Handler, status: int, body: Body | None, **more: Any
+) -> Route:
     summary = (handler.__doc__ or "").partition("\n")[0]
     name = handler.__name__
     return Route(Operation(method, path, name, {status: body}, summary=summary, **more), handler)
@@ -115,15 +116,14 @@ class Router:
         routes, job_id = _find(request.segments)
         if routes is None:
             raise NotFound(f"there is nothing at /{'/'.join(request.segments)[:200]}")
-        allow = ", ".join(sorted({*routes, "OPTIONS", *(["HEAD"] if "GET" in routes else [])}))
-        if request.method == "OPTIONS":
-            return Response(204, headers={"Allow": allow})
         route = routes.get("GET" if request.method == "HEAD" else request.method)
         if route is None:
-            raise MethodNotAllowed(
-                f"{request.method[:20]} is not possible here, only {allow}", allow
-            )
-        params = fields.values(request.query, route.operation.query)
+            allow = ", ".join(sorted({*routes, "OPTIONS", *(["HEAD"] if "GET" in routes else [])}))
+            if request.method == "OPTIONS":
+                return Response(204, headers={"Allow": allow})
+            what = f"{request.method[:20]} is not possible here, only {allow}"
+            raise MethodNotAllowed(what, allow)
+        params = fields.values(request.query, route.operation.query) if request.query else {}
         try:
             return route.handler(self.api, request, job_id, params)
         except OSError as error:

@@ -121,6 +121,7 @@ _LIMITS = _object(
         "head_seconds": _NUMBER,
         "body_seconds": _NUMBER,
         "idle_seconds": _NUMBER,
+        "send_seconds": _NUMBER,
     },
     description="what clients have of this server, and may have at most",
 )
@@ -195,7 +196,7 @@ _UPLOAD = _object(
         "files": {
             **_list(ref("Markdown")),
             "minItems": 1,
-            "maxItems": 100,
+            "maxItems": fields.MAX_FILES,
             "description": "files that end in .md",
         },
     }

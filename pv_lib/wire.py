@@ -7,6 +7,7 @@ No socket, no route, no file is known here.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -168,30 +169,39 @@ def decode_query(query: str) -> dict[str, str]:
 
 def encode_head(response: Response, now: float, *, close: bool, version: str = "HTTP/1.1") -> bytes:
     """The response's head with its blank line; `now` is Unix time, `version` the client's."""
+    parts = [_start(response.status, response.content_type, close), _date(int(now))]
+    if response.chunks is not None:
+        parts.append("Transfer-Encoding: chunked\r\n" if version == "HTTP/1.1" else "")
+    elif response.status != 204:
+        length = response.length if response.file else len(response.body)
+        parts.append(f"Content-Length: {length}\r\n")
+    for name, value in response.headers.items():
+        parts.append(f"{_printable(name)}: {_printable(value)}\r\n")
+    parts.append("\r\n")
+    return "".join(parts).encode("latin-1", "replace")
+
+
+@functools.lru_cache(maxsize=256)
+def _start(status: int, content_type: str, close: bool) -> str:
+    """What a response's head begins with, but for what is different each time."""
     try:
-        phrase = HTTPStatus(response.status).phrase
+        phrase = HTTPStatus(status).phrase
     except ValueError:
         phrase = ""
-    length = response.length if response.file else len(response.body)
-    size = f"Content-Length: {length}\r\n"
-    if response.chunks:
-        size = "Transfer-Encoding: chunked\r\n" if version == "HTTP/1.1" else ""
-    lines = [f"HTTP/1.1 {response.status} {phrase}\r\nDate: {formatdate(now, usegmt=True)}\r\n"]
-    lines.append(_ALWAYS)
-    if response.status != 204:
-        kind = _printable(response.content_type)
-        lines.append(f"Content-Type: {kind}\r\n{size}")
-    for name, value in response.headers.items():
-        lines.append(f"{_printable(name)}: {_printable(value)}\r\n")
-    lines.append("Connection: close\r\n\r\n" if close else "\r\n")
-    return "".join(lines).encode("latin-1", "replace")
+    kind = "" if status == 204 else f"Content-Type: {_printable(content_type)}\r\n"
+    end = "Connection: close\r\n" if close else ""
+    return f"HTTP/1.1 {status} {phrase}\r\n{_ALWAYS}{kind}{end}"
+
+
+@functools.lru_cache(maxsize=2)
+def _date(second: int) -> str:
+    return f"Date: {formatdate(second, usegmt=True)}\r\n"
 
 
 def encode_stream_head(now: float) -> bytes:
     """The head of an event stream, which ends with its connection."""
     return (
-        f"HTTP/1.1 200 OK\r\nDate: {formatdate(now, usegmt=True)}\r\n{_ALWAYS}"
-        "Content-Type: text/event-stream\r\nX-Accel-Buffering: no\r\nConnection: close\r\n\r\n"
+        f"{_start(200, 'text/event-stream', True)}{_date(int(now))}X-Accel-Buffering: no\r\n\r\n"
     ).encode()
 
 

@@ -171,6 +171,29 @@ class Valet:
         finally:
             connection.close()
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """How many threads and descriptors the server has."""
+        process = Path(f"/proc/{self.processes[-1].popen.pid}")
+        return len(os.listdir(process / "task")), len(os.listdir(process / "fd"))
+
+    @property
+    def alone(self) -> bool:
+        """Whether the server has no connection but the one that asks."""
+        return bool(self.get("/api/v1/status")["limits"]["connections"]["now"] == 1)
+
+    def at_rest(self) -> tuple[int, int]:
+        """`held` once a hundred looks in a row have found the same, with nobody connected."""
+        until(lambda: self.alone, "all others gone")
+        looks: list[tuple[int, int]] = []
+
+        def steady() -> bool:
+            looks.append(self.held)
+            return len(looks) >= 100 and len(set(looks[-100:])) == 1
+
+        until(steady, "threads and descriptors that stay")
+        return looks[-1]
+
     def tree(self, job_id: str) -> Path:
         """The running job's work tree."""
         return self.root / "work" / job_id

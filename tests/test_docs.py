@@ -73,6 +73,11 @@ def test_the_guide_names_the_files_it_uses(name: str) -> None:
     assert list(TREE.glob(f"ops/*/{name}"))
 
 
+def test_the_readme_names_every_module() -> None:
+    words = set(re.findall(r"`(\w+)`", README))
+    assert {path.stem for path in (TREE / "pv_lib").glob("[a-z]*.py")} - {"stamp"} <= words
+
+
 def test_the_readme_has_exactly_two_commands_to_try() -> None:
     section = README.partition("## Try it")[2].partition("\n## ")[0]
     assert len(re.findall(r"^```\n(.+)\n```$", section, re.MULTILINE)) == 2

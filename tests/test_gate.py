@@ -15,8 +15,10 @@ from typing import NamedTuple
 import pytest
 from harness import REPO, Answer, Process, Valet, program
 
-from pv_lib.gate import COOKIE
-from pv_lib.server import GUESS_SECONDS
+from pv_lib.connection import GUESS_SECONDS
+from pv_lib.errors import Unauthorized
+from pv_lib.gate import COOKIE, COOKIE_SECONDS, Gate
+from pv_lib.wire import parse_head
 
 TOKEN = "the-right-token-0123456789"
 WRONG = "the-wrong-token-0123456789"
@@ -105,12 +107,12 @@ def test_no_mutation_gets_through_without_right(
     victim = valet.ask("POST", path, b"fake: say victim", right).json["job_id"]
     tries = list(matrix())
     assert len(tries) > 400
-    refused = [n for n, tried in enumerate(tries) if wanted(tried, secured) != 200]
-    let_in = {n for n in refused if wanted(tries[n], secured) == 201}
-    aborts = sorted(set(range(len(tries))) - set(refused))
+    first_round = [n for n, tried in enumerate(tries) if wanted(tried, secured) != 200]
+    let_in = {n for n in first_round if wanted(tries[n], secured) == 201}
+    aborts = sorted(set(range(len(tries))) - set(first_round))
     with ThreadPoolExecutor(32) as pool:
-        first = pool.map(lambda n: send(valet, n, tries[n], victim).status, refused)
-        answers = dict(zip(refused, first, strict=True))
+        first = pool.map(lambda n: send(valet, n, tries[n], victim).status, first_round)
+        answers = dict(zip(first_round, first, strict=True))
         assert not (valet.runs / victim / "ABORT").exists()
         rest = pool.map(lambda n: send(valet, n, tries[n], victim).status, aborts)
         answers |= dict(zip(aborts, rest, strict=True))
@@ -165,10 +167,7 @@ def test_a_session_opens_as_the_token_does_until_it_is_over(
     valet.stop()
     valet.start()
     assert valet.ask("GET", "/api/v1/jobs", headers=cookie).status == 200
-    end, _, mark = morsel.value.partition(".")
-    for value in (f"{int(end) + 1}.{mark}", f"{end}.{mark[:-1]}0"[:-2] + "zz", f"{end}.", "x"):
-        refused = valet.ask("GET", "/api/v1/jobs", headers={"Cookie": f"{COOKIE}={value}"})
-        assert refused.status == 401
+    assert valet.ask("POST", "/api/v1/session", headers=cookie).status == 401
     planted = f"{COOKIE}=99999999999.{'a' * 64}; {cookie['Cookie']}"  # by a page on another port
     assert valet.ask("GET", "/api/v1/jobs", headers={"Cookie": planted}).status == 200
     host = f"127.0.0.1:{valet.port}"
@@ -181,6 +180,28 @@ def test_a_session_opens_as_the_token_does_until_it_is_over(
     valet.environ["PV_API_TOKEN"] = WRONG
     valet.start()
     assert valet.ask("GET", "/api/v1/jobs", headers=cookie).status == 401
+
+
+def test_a_session_ends_and_cannot_be_forged() -> None:
+    gate = Gate(frozenset({"localhost"}), TOKEN)
+    value = gate.session(1000.0) or ""
+    end, _, mark = value.partition(".")
+
+    def opens(value: str, now: float) -> bool:
+        cookie = f"Cookie: {COOKIE}={value}"
+        try:
+            gate.check(parse_head(f"GET / HTTP/1.1\r\nHost: localhost\r\n{cookie}".encode()), now)
+        except Unauthorized:
+            return False
+        return True
+
+    assert opens(value, 1000.0) and opens(value, 1000.0 + COOKIE_SECONDS)
+    assert not opens(value, 1001.0 + COOKIE_SECONDS)
+    other = "1" if mark[-1] == "0" else "0"
+    for forged in (f"{int(end) + 1}.{mark}", f"{end}.{mark[:-1]}{other}", f"0{end}.{mark}"):
+        assert not opens(forged, 1000.0)
+    for broken in (f"{end}.", f"{end}.{mark}0", f".{mark}", mark, "", f"{'9' * 5000}.{mark}"):
+        assert not opens(broken, 1000.0)
 
 
 def test_without_a_token_there_is_no_session_to_have(valet: Valet) -> None:

@@ -6,11 +6,9 @@ trusted, the second must not run: the statuses listed are all that may come back
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from harness import DEADLINE, REPO, Valet, program, until
@@ -272,19 +270,13 @@ def statuses(answers: bytes, *, heads: int = 0) -> list[int]:
     return found
 
 
-def held(valet: Valet) -> tuple[int, int]:
-    """How many threads and descriptors the server has."""
-    process = Path(f"/proc/{valet.processes[-1].popen.pid}")
-    return len(os.listdir(process / "task")), len(os.listdir(process / "fd"))
-
-
 def test_there_are_enough_cases_and_no_two_have_one_name() -> None:
     names = [case[0] for case in (*REFUSED, *ALONE, *TAKEN, *CUT)]
     assert len(names) == len(set(names)) >= 100
 
 
 def test_every_case_has_its_answer_and_leaves_nothing_behind(server: Valet) -> None:
-    before = until(lambda: held(server), "a count")
+    before = server.at_rest()
     faults = []
     for name, data, status in REFUSED:
         answers = talk(server, data + SECOND)
@@ -307,6 +299,6 @@ def test_every_case_has_its_answer_and_leaves_nothing_behind(server: Valet) -> N
     assert not faults
     assert server.get("/api/v1/jobs")["jobs"] == []
     assert not list(server.inbox.rglob("*.md"))
-    until(lambda: held(server) == before, f"{before} threads and files, not {held(server)}")
+    until(lambda: server.held == before, f"{before} threads and files, not {server.held}")
     assert server.processes[-1].said.count("\n") == 1, "nothing but that it listens"
     assert (server.root / "repos" / REPO).is_dir()

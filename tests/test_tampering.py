@@ -53,6 +53,25 @@ def put_socket(path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("what", ["fifo", "folder", "link"])
+def test_what_lies_in_a_files_place_stops_no_stream_and_no_answer(valet: Valet, what: str) -> None:
+    odd, plain = (valet.submit("fake: say x")["job_id"] for _ in range(2))
+    for job_id in (odd, plain):
+        valet.await_end(job_id)
+    held = valet.at_rest()
+    for name in ("job.log", "codex.jsonl", "last-message.md", "changes.diff"):
+        path = valet.runs / odd / name
+        path.unlink(missing_ok=True)
+        make = {"fifo": os.mkfifo, "folder": os.mkdir}.get(what)
+        make(path) if make else path.symlink_to("/etc/passwd")
+    for name in ("log", "events", "message", "diff"):
+        answer = valet.ask("GET", f"/api/v1/jobs/{odd}/{name}")
+        assert answer.status == 404 and "it is succeeded" in answer.detail
+    for job_id in (odd, plain):  # the stream of the odd one has its end alone
+        assert [event[0] for event in valet.events(job_id)][-1] == "end"
+    until(lambda: valet.held == held, "no descriptor left behind")
+
+
 def put_far_future(path: Path) -> None:
     path.touch()
     os.utime(path, (FAR, FAR))

@@ -1,6 +1,6 @@
 """Runs a built pv.pyz with other limits: `quick_limits.py NAME=NUMBER,… pv.pyz serve`.
 
-The names are those of pv_lib.limits and pv_lib.server; what they limit is the product's own code.
+The names are those of pv_lib.limits; what they limit is the product's own code.
 """
 
 import runpy
