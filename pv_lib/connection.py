@@ -38,6 +38,7 @@ from pv_lib.limits import (
     MAX_HEAD,
     SEND_RATE,
     SEND_SECONDS,
+    SMALL_BODY,
     Limits,
     Patience,
 )
@@ -94,8 +95,9 @@ class Connection(BaseHTTPRequestHandler):
         self._allow_wait(IDLE_SECONDS)
         self._set_timeout(socket.SO_SNDTIMEO, SEND_SECONDS)
         self._buffer = bytearray()
-        self._answered = False
+        self._let_in = False  # the gate has let a request of this client in
         self._gave_way = False
+        self._counted = 0  # bytes of the body that limits.bodies knows of
         self._memo: tuple[bytes, Head, Request] | None = None
 
     def finish(self) -> None:
@@ -128,6 +130,7 @@ class Connection(BaseHTTPRequestHandler):
                 head = wire.parse_head(data)
                 request = None
             self.server.gate.check(head, time.time())
+            self._let_in = True
             if head.length:
                 return self._take_body(head)
             if request is None:
@@ -150,7 +153,6 @@ class Connection(BaseHTTPRequestHandler):
             return self._follow(answer, bare=head.method == "HEAD")
         keep = head.keep_alive and not self._gave_way
         self._send(answer, head, close=not keep)
-        self._answered = True
         return keep
 
     def _answer(self, request: Request) -> Answer:
@@ -168,11 +170,12 @@ class Connection(BaseHTTPRequestHandler):
         """The next head without its blank line; None when the client has no more to ask."""
         buffer = self._buffer
         started = time.monotonic() if buffer else None
-        searched = 0
-        self.server.patience.begin(self, known=self._answered, how=socket.SHUT_RD)
+        searched, stray = 0, False
+        self.server.patience.begin(self, known=self._let_in, how=socket.SHUT_RD)
         try:
             while True:
-                while buffer[:2] == b"\r\n":  # a stray line end between two requests
+                if buffer[:2] == b"\r\n" and not stray:  # some send one between two requests
+                    stray = True
                     del buffer[:2]
                 end = buffer.find(b"\r\n\r\n", max(0, searched - 3))
                 if end > MAX_HEAD or (end < 0 and len(buffer) > MAX_HEAD):
@@ -210,17 +213,15 @@ class Connection(BaseHTTPRequestHandler):
         if head.length > limits.max_body:
             most = limits.max_body
             raise TooLarge(f"the body has {head.length} bytes; at most {most} are taken")
-        if not limits.bodies.enter(head.length):
-            limits.bodies.refuse()
-            raise Busy("too many large bodies at once: try again in a second")
         try:
             return self._respond(head, self._request(head, self._read_body(head)))
         finally:
-            limits.bodies.leave(head.length)
+            limits.bodies.leave(self._counted)
+            self._counted = 0
 
     def _read_body(self, head: Head) -> bytes:
-        expected = head.headers.get("expect", "").lower()
-        if expected == "100-continue" and not self._buffer:
+        expects = head.headers.get("expect", "").lower() == "100-continue"
+        if expects and head.version == "HTTP/1.1" and not self._buffer:
             self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         deadline = time.monotonic() + BODY_SECONDS
         with self._patient(socket.SHUT_RD):
@@ -232,9 +233,19 @@ class Connection(BaseHTTPRequestHandler):
                     raise Timeout(f"the body did not come within {BODY_SECONDS:g} s") from None
                 if not more:
                     raise Invalid("the body is shorter than its Content-Length")
+                self._count_body()
         body = bytes(self._buffer[: head.length])
         del self._buffer[: head.length]
         return body
+
+    def _count_body(self) -> None:
+        """What has come is counted when it is more than small; many small ones are no danger."""
+        bodies, come = self.server.limits.bodies, len(self._buffer)
+        if come > SMALL_BODY:
+            if not bodies.enter(come - self._counted):
+                bodies.refuse()
+                raise Busy("too many large bodies at once: try again in a second")
+            self._counted = come
 
     def _allow_wait(self, seconds: float) -> None:
         """How long the next `_receive` may wait; nothing at all raises TimeoutError there."""
@@ -258,9 +269,9 @@ class Connection(BaseHTTPRequestHandler):
             raise TimeoutError from None
         except ConnectionError:
             raise _Gone from None
-        if not data and self._gave_way:
-            raise Busy("others waited for this connection's place: try again in a second")
         self._buffer += data
+        if self._gave_way:
+            raise Busy("others waited for this connection's place: try again in a second")
         return bool(data)
 
     def _send(self, response: Response, head: Head | None, *, close: bool) -> None:
@@ -321,12 +332,14 @@ class Connection(BaseHTTPRequestHandler):
         with self._patient(socket.SHUT_RDWR):
             while time.monotonic() < deadline and not self._gave_way:
                 yield
+                self.server.patience.end(self)  # who makes headway is the youngest again
+                self.server.patience.begin(self, known=self._let_in, how=socket.SHUT_RDWR)
         raise _Gone
 
     @contextlib.contextmanager
     def _patient(self, how: int) -> Iterator[None]:
         """While the client takes its time: `how` ends the wait for it, see `give_way`."""
-        self.server.patience.begin(self, known=self._answered, how=how)
+        self.server.patience.begin(self, known=self._let_in, how=how)
         try:
             yield
         finally:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_MOST_FAULTS = 20  # that one answer names
+
 
 class ValetError(Exception):
     """Something a person should read.
@@ -33,7 +35,9 @@ class Invalid(ValetError):
     @classmethod
     def of(cls, fields: Sequence[tuple[str, str]]) -> Invalid:
         """One error that names every field at fault: `("branch", "must be a string")`."""
-        return cls("; ".join(f"{name}: {why}" for name, why in fields), fields)
+        shown = [(name[:100], why) for name, why in fields[:_MOST_FAULTS]]
+        more = f"; and {len(fields) - len(shown)} more" if len(fields) > len(shown) else ""
+        return cls("; ".join(f"{name}: {why}" for name, why in shown) + more, shown)
 
 
 class Unauthorized(ValetError):

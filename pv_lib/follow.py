@@ -27,11 +27,13 @@ from pv_lib import files, logfile
 from pv_lib.errors import Invalid
 from pv_lib.job import Record
 from pv_lib.journal import Journal
+from pv_lib.limits import SEND_SECONDS
 from pv_lib.store import Index
 
 TICK = 0.02  # seconds between two looks at a followed log
 KEEP_ALIVE = 10.0  # seconds of silence after which a comment is sent
-_CHUNK = 1 << 18  # bytes of log per read
+_CHUNK = 1 << 16  # bytes of log per read
+_FRAMES = 1 << 17  # bytes of events after which a follower has enough for now
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _RECONNECT = b"retry: 1000\n: the server is stopping, come back\n\n"
 
@@ -159,6 +161,8 @@ class Followers:
         now = time.monotonic()
         for follower in list(feed.followers):
             if follower.pending:
+                if now - follower.last_sent > SEND_SECONDS:
+                    self._drop(follower)
                 continue
             if follower.offset < size or (over and not follower.ended):
                 self._advance(feed, follower, record if over else None, over, frames)
@@ -269,11 +273,14 @@ def _frames(log: FileIO | None, offset: int, *, strip: bool, final: bool) -> tup
         if lines or at_end:
             break
         size *= 4  # a line longer than the chunk
-    out = bytearray()
+    out, sent = bytearray(), 0
     for line, end in lines:
+        if len(out) > _FRAMES:
+            break
         text = logfile.strip(line) if strip else line.decode("utf-8", "replace")
         out += b"id: %d\ndata: %b\n\n" % (offset + end, text.encode())
-    return bytes(out), offset + (lines[-1][1] if lines else 0)
+        sent = end
+    return bytes(out), offset + sent
 
 
 def _end_frame(record: Record | None) -> bytes:

@@ -19,9 +19,10 @@ BODY_SECONDS = 60.0  # from the blank line to the body's last byte
 SEND_SECONDS = 60.0  # a write to a client that does not read, and a second per SEND_RATE bytes
 SEND_RATE = 64 << 10
 MAX_CONNECTIONS = 256  # each has a thread while it lasts
-_BODIES = 64 << 20  # bytes of request bodies in memory
+_BODIES = 64 << 20  # bytes of large request bodies in memory
+SMALL_BODY = 64 << 10  # up to here a body does not count
 _STREAMS = 10_240  # half of them for one client's address; behind a proxy that is everybody's
-_OTHER_FILES = 512  # descriptors kept for connections, jobs and logs
+_OTHER_FILES = 512  # open files kept for connections, jobs and logs
 
 
 class Gauge:
@@ -78,7 +79,7 @@ class Patience:
     """
 
     def __init__(self) -> None:
-        self._strangers: dict[GivesWay, int] = {}  # never answered before
+        self._strangers: dict[GivesWay, int] = {}  # never let in before
         self._known: dict[GivesWay, int] = {}
 
     def begin(self, who: GivesWay, *, known: bool, how: int) -> None:
@@ -93,7 +94,7 @@ class Patience:
     def oldest(self) -> tuple[GivesWay, int] | None:
         """Take out who has waited longest: of the strangers, unless they are the fewer.
 
-        Else clients that were answered once and stay could hold all places but one for good.
+        Else clients that were let in once and stay could hold all places but one for good.
         """
         strangers_first = len(self._strangers) >= len(self._known)
         both = (self._strangers, self._known)
@@ -110,9 +111,10 @@ class Limits:
 
     def __init__(self, max_body: int) -> None:
         self.max_body = max_body
-        self.connections = Gauge(MAX_CONNECTIONS)
+        files = _open_files()
+        self.connections = Gauge(max(1, min(MAX_CONNECTIONS, files // 4)))
         self.bodies = Gauge(max(_BODIES, max_body))
-        streams = min(_STREAMS, max(_spare_descriptors(), 16))
+        streams = max(4, min(_STREAMS, files - _OTHER_FILES))
         self.streams = Gauge(streams, streams // 2)
 
     def shown(self) -> dict[str, Any]:
@@ -130,8 +132,8 @@ class Limits:
         }
 
 
-def _spare_descriptors() -> int:
-    """What streams may have of this process's open files, once their limit is raised to enough."""
+def _open_files() -> int:
+    """How many files this process may have open, once that is raised as far as is needed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     endless = resource.RLIM_INFINITY
     wanted = _STREAMS + _OTHER_FILES
@@ -139,4 +141,4 @@ def _spare_descriptors() -> int:
     if soft != endless and soft < reachable:
         resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
         soft = reachable
-    return (wanted if soft == endless else soft) - _OTHER_FILES
+    return wanted if soft == endless else soft

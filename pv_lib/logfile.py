@@ -15,6 +15,7 @@ from pv_lib.codex import Transcript
 
 _BLOCK = 1 << 16
 _PIECE = 1 << 18  # bytes of log cleaned at once
+_LONGEST_ESCAPE = 4096  # bytes; one that is cut beyond this leaves its remains in the text
 _ODD = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f-\xff]")
 _CONTROL = re.compile(
     r"\x1b[\]PX^_][^\x07\x1b\x9c\r\n]*(?:\x07|\x1b\\|\x9c)"  # titles, links, clipboard
@@ -80,11 +81,24 @@ def plain(log: FileIO, start: int, end: int) -> Iterator[bytes]:
         data = os.pread(fd, min(_PIECE, end - start), start)
         if not data:
             return
-        whole = data.rfind(b"\n") + 1
-        if whole and start + len(data) < end:
-            data = data[:whole]
+        if start + len(data) < end:
+            data = data[: _whole(data)]
         start += len(data)
         yield _LONE_CR.sub("\n", strip(data)).encode() if _ODD.search(data) else data
+
+
+def _whole(data: bytes) -> int:
+    """Where a piece that goes on can be cut: behind a line, or else before what is half there."""
+    line = data.rfind(b"\n") + 1
+    if line:
+        return line
+    escape = data.rfind(b"\x1b", len(data) - _LONGEST_ESCAPE)
+    if escape > 0:
+        return escape
+    for back in range(1, min(4, len(data))):
+        if data[-back] >= 0xC0:  # the first byte of a character that may be cut
+            return len(data) - back
+    return len(data)
 
 
 def strip(text: bytes) -> str:

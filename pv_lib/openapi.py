@@ -16,8 +16,9 @@ from pv_lib.gate import COOKIE
 from pv_lib.schemas import JOB_ID, SCHEMAS, ref
 
 JSON = "application/json"
-_EVERYWHERE = (400, 401, 403, 408, 421, 431, 500, 503)
-_WITH_BODY = (413, 415, 507)
+_EVERYWHERE = (400, 401, 403, 408, 413, 421, 431, 500, 501, 503, 505)
+_WITH_BODY = (409, 415, 507)
+_PROBLEM_HEADERS = {401: ("WWW-Authenticate", "Bearer"), 503: ("Retry-After", "1")}
 _TEXT = {"type": "string"}
 
 
@@ -33,6 +34,8 @@ class Body:
 class Operation:
     """One method of one path, as far as a client can see it.
 
+    `gives` are the headers of its answer and what they mean; `token_only` means that a session
+    does not open it.
     `problems` are the statuses it can fail with beside those that every operation has; what comes
     `later` is there once the agent has written it, and 404 until then.
     """
@@ -45,6 +48,8 @@ class Operation:
     headers: Mapping[str, Parameter] = field(default_factory=dict)
     takes: tuple[Body, ...] = ()
     problems: tuple[int, ...] = ()
+    gives: Mapping[str, str] = field(default_factory=dict)
+    token_only: bool = False
     later: bool = False
     summary: str = ""
 
@@ -57,7 +62,9 @@ def document(operations: Iterable[Operation], version: str, *, secured: bool) ->
         item = paths.setdefault(operation.path, {})
         if "{job_id}" in operation.path:
             item["parameters"] = [{"$ref": "#/components/parameters/job_id"}]
-        item[operation.method.lower()] = _operation(operation, known)
+        plain_operation = item[operation.method.lower()] = _operation(operation, known)
+        if secured and operation.token_only:
+            plain_operation["security"] = [{"token": []}]
     components: dict[str, Any] = {
         "schemas": SCHEMAS,
         "parameters": {
@@ -88,7 +95,8 @@ def document(operations: Iterable[Operation], version: str, *, secured: bool) ->
 
 def _operation(operation: Operation, known: tuple[Operation, ...]) -> dict[str, Any]:
     answers = {
-        str(status): _answer(status, body, known) for status, body in operation.answers.items()
+        str(status): _answer(status, body, operation.gives, known)
+        for status, body in operation.answers.items()
     }
     for status in _problems(operation):
         answers[str(status)] = {"$ref": f"#/components/responses/problem_{status}"}
@@ -115,13 +123,17 @@ def _media(body: Body) -> dict[str, Any]:
     return {"schema": ref(body.schema) if body.schema else _TEXT}
 
 
-def _answer(status: int, body: Body | None, known: tuple[Operation, ...]) -> dict[str, Any]:
+def _answer(
+    status: int, body: Body | None, headers: Mapping[str, str], known: tuple[Operation, ...]
+) -> dict[str, Any]:
     plain: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    if headers:
+        plain["headers"] = {
+            name: {"description": meaning, "schema": _TEXT} for name, meaning in headers.items()
+        }
     if body is None:
         return plain
     plain["content"] = {body.media: _media(body)}
-    if body.schema == "Receipt":
-        plain["headers"] = {"Location": {"required": True, "schema": _TEXT}}
     pointer = {"Receipt": "/job_id", "Receipts": "/jobs/0/job_id"}
     if body.schema in pointer:
         where = f"$response.body#{pointer[body.schema]}"
@@ -134,7 +146,7 @@ def _answer(status: int, body: Body | None, known: tuple[Operation, ...]) -> dic
 
 
 def _problems(operation: Operation) -> list[int]:
-    of_body = _WITH_BODY if operation.takes else ()
+    of_body = _WITH_BODY if operation.takes else () if operation.method == "GET" else (415,)
     of_job = (404,) if "{job_id}" in operation.path else ()
     return sorted({*_EVERYWHERE, *of_body, *of_job, *operation.problems})
 
@@ -144,7 +156,11 @@ def _all_problems(operations: Iterable[Operation]) -> list[int]:
 
 
 def _problem(status: int) -> dict[str, Any]:
-    return {
+    plain: dict[str, Any] = {
         "description": HTTPStatus(status).phrase,
         "content": {"application/problem+json": {"schema": ref("Problem")}},
     }
+    if status in _PROBLEM_HEADERS:
+        name, value = _PROBLEM_HEADERS[status]
+        plain["headers"] = {name: {"required": True, "schema": {"const": value}}}
+    return plain

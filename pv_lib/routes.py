@@ -21,6 +21,12 @@ Handler = Callable[[Api, Request, str, dict[str, Any]], Answer]
 _V1 = "/api/v1"
 _JOB = f"{_V1}/jobs/{{job_id}}"
 _MARKDOWN = Body("text/markdown")
+_LOCATION = {"Location": "the job's path"}
+_OFFSETS = {
+    "X-Log-Offset": "the log's byte at which the text begins",
+    "X-Next-Offset": "the byte behind it: the offset to go on from",
+}
+_COOKIE = {"Set-Cookie": "the session, where there is a token"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ TABLE: tuple[Route, ...] = (
         _json("Receipt"),
         query=fields.SUBMIT,
         headers=fields.IDEMPOTENCY_KEY,
+        gives=_LOCATION,
         takes=(_json("Submission"), Body("text/markdown", "Markdown")),
         problems=(404, 422),
     ),
@@ -69,7 +76,16 @@ TABLE: tuple[Route, ...] = (
         problems=(404,),
     ),
     _row("GET", _JOB, Api.detail, 200, _json("Job")),
-    _row("GET", f"{_JOB}/log", Api.log, 200, Body("text/plain"), query=fields.LOG, later=True),
+    _row(
+        "GET",
+        f"{_JOB}/log",
+        Api.log,
+        200,
+        Body("text/plain"),
+        query=fields.LOG,
+        gives=_OFFSETS,
+        later=True,
+    ),
     _row(
         "GET",
         f"{_JOB}/log/stream",
@@ -80,13 +96,21 @@ TABLE: tuple[Route, ...] = (
         headers=fields.LAST_EVENT_ID,
     ),
     _row("POST", f"{_JOB}/abort", Api.abort, 200, _json("Abort"), problems=(409, 507)),
-    _row("POST", f"{_JOB}/retry", Api.retry, 201, _json("Receipt"), problems=(409, 413, 507)),
+    _row(
+        "POST",
+        f"{_JOB}/retry",
+        Api.retry,
+        201,
+        _json("Receipt"),
+        gives=_LOCATION,
+        problems=(409, 507),
+    ),
     _row("GET", f"{_JOB}/prompt", Api.prompt, 200, _MARKDOWN),
     _row("GET", f"{_JOB}/message", Api.message, 200, _MARKDOWN, later=True),
     _row("GET", f"{_JOB}/diff", Api.diff, 200, Body("text/x-diff"), later=True),
     _row("GET", f"{_JOB}/events", Api.events, 200, Body("application/x-ndjson"), later=True),
-    _row("POST", f"{_V1}/session", Api.sign_in, 204, None),
-    _row("DELETE", f"{_V1}/session", Api.sign_out, 204, None),
+    _row("POST", f"{_V1}/session", Api.sign_in, 204, None, gives=_COOKIE, token_only=True),
+    _row("DELETE", f"{_V1}/session", Api.sign_out, 204, None, gives=_COOKIE),
     _row("GET", f"{_V1}/openapi.json", Api.describe, 200, Body(JSON)),
 )
 

@@ -26,7 +26,8 @@ _HEADER = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _TARGET = re.compile(r"/[!-~]*|\*")
 _QUERY_PAIR = re.compile(r"([^=&]*)(?:=([^&]*))?")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_FORM_PARAM = re.compile(r';\s*([A-Za-z*]+)=(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))')
+_FORM_PARAM = re.compile(r';\s*([A-Za-z*]+)=(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^;\s]*))')
+_MAX_PART_HEAD = 8192
 _BOUNDARY = re.compile(r"""[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]""")
 _ONCE = frozenset(
     {
@@ -233,11 +234,12 @@ def parse_form(content_type: str, body: bytes) -> list[Part]:
 
 def _part(data: bytes) -> Part:
     data = data.lstrip(b" \t")
-    head, blank, content = data.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+    end = data.find(b"\r\n\r\n", 0, _MAX_PART_HEAD)
+    head, content = data[2:end], data[end + 4 :]
     if not data.startswith(b"\r\n"):
         raise Invalid("the multipart body's boundary stands inside its data: choose another")
-    if not blank:
-        raise Invalid("a part of the multipart body has no header block")
+    if end < 0:
+        raise Invalid(f"a part of the multipart body has no header block of {_MAX_PART_HEAD} bytes")
     for line in head.decode("utf-8", "replace").split("\r\n"):
         name, _, value = line.partition(":")
         if name.strip().lower() == "content-disposition":
@@ -265,7 +267,8 @@ def _headers(lines: list[str]) -> dict[str, str]:
         name, value = match[1].lower(), match[2].strip(" \t")
         if name in headers and name in _ONCE:
             raise Invalid(f"the header {name} is given more than once")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        between = "; " if name == "cookie" else ", "
+        headers[name] = f"{headers[name]}{between}{value}" if name in headers else value
     return headers
 
 

@@ -88,6 +88,12 @@ def test_a_wrong_body(quiet: Valet, body: bytes, kind: str, status: int, detail:
     assert no_trace(quiet)
 
 
+def test_many_faults_are_not_all_told(quiet: Valet) -> None:
+    answer = quiet.post_json("/api/v1/jobs", {f"{'x' * 200}{n}": 0 for n in range(30_000)})
+    assert answer.status == 400 and len(answer.body) < 20_000
+    assert len(answer.json["errors"]) == 20 and answer.detail.endswith("and 29983 more")
+
+
 def test_a_bare_name_serves_where_one_owner_has_it(valet: Valet) -> None:
     receipt = valet.submit("fake: say x", repo="example")
     assert receipt["repo"] == REPO

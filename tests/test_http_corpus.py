@@ -60,6 +60,8 @@ REFUSED: list[tuple[str, bytes, int]] = [
     ("redis", b"*1\r\n$4\r\nPING\r\n", 400),
     ("NULs", b"\x00" * 64, 400),
     ("high bytes", b"\xff\xfe\xfd\r\n\r\n", 400),
+    ("two stray line ends", b"\r\n\r\n" + OK + END, 400),
+    ("nothing but line ends", b"\r\n" * 9999, 400),
     ("leading space", b" " + OK + END, 400),
     ("two spaces", b"GET  / HTTP/1.1\r\n" + HOST + END, 400),
     ("a tab between", b"GET\t/\tHTTP/1.1\r\n" + HOST + END, 400),
@@ -182,6 +184,7 @@ NO_FIELDS = head(JSON[:-2], b"Content-Length: 2", start=POST) + b"{}"
 TAKEN: list[tuple[str, bytes, list[int]]] = [
     ("plain", OK + END, [200]),
     ("a stray line end before", b"\r\n" + OK + END, [200]),
+    ("cookies in two lines", head(b"Cookie: a=1", b"Cookie: b=2"), [200]),
     ("no space behind the colon", b"GET /api/v1/healthz HTTP/1.1\r\nHost:localhost\r\n\r\n", [200]),
     ("Host in capitals", b"GET /api/v1/healthz HTTP/1.1\r\nHOST: LOCALHOST:99\r\n\r\n", [200]),
     ("IPv6 Host", b"GET /api/v1/healthz HTTP/1.1\r\nHost: [::1]:8888\r\n\r\n", [200]),
@@ -218,6 +221,11 @@ TAKEN: list[tuple[str, bytes, list[int]]] = [
 CUT: list[tuple[str, bytes, list[int]]] = [
     ("nothing at all", b"", []),
     ("a line end", b"\r\n", []),
+    (
+        "expect of http 1.0",
+        post(b"Expect: 100-continue", b"Content-Length: 9").replace(b"1.1", b"1.0"),
+        [400],
+    ),
     ("half a request line", b"GET /api", [400]),
     ("half a head", OK, [400]),
     ("half a body", post(b"Content-Length: 80", body=b"{"), [400]),

@@ -156,6 +156,15 @@ def test_what_a_terminal_would_obey_is_left_out(tmp_path: Path, data: str, shown
         assert b"".join(logfile.plain(log, 0, len(data.encode()))).decode() == shown
 
 
+def test_a_line_longer_than_a_piece_is_cut_nowhere_that_shows(tmp_path: Path) -> None:
+    for shift in range(12):
+        text = "x" * ((1 << 18) - shift) + "größe日本🎉\x1b[31;44mred\x1b[0m" + "y" * (1 << 18)
+        (tmp_path / "job.log").write_bytes(text.encode())
+        with files.open_regular(tmp_path / "job.log") as log:
+            shown = b"".join(logfile.plain(log, 0, len(text.encode()))).decode()
+        assert shown == re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
 def test_bytes_that_are_no_text_are_shown_as_such(tmp_path: Path) -> None:
     (tmp_path / "job.log").write_bytes(b"a\xff\x9b31m\n")
     with files.open_regular(tmp_path / "job.log") as log:

@@ -311,6 +311,14 @@ def test_random_data_comes_through_untouched() -> None:
             assert [part.data for part in parsed(form("abc", *parts))] == data
 
 
+def test_a_part_with_an_endless_head_is_refused_at_once() -> None:
+    for name in ('"' + "a" * (4 << 20), '"' + "\\a" * (2 << 20) + '"'):
+        began = time.process_time()
+        with pytest.raises(Invalid, match="header block"):
+            parsed(form("abc", (f"name={name}", b"x")))
+        assert time.process_time() - began < 1
+
+
 def test_a_longer_boundary_in_the_data_never_begins_a_part() -> None:
     inner = b'1\r\n--abcd\r\nContent-Disposition: form-data; name="b"\r\n\r\n2'
     try:
