@@ -1,4 +1,4 @@
-"""schemathesis against the served OpenAPI document: `python3 tests/schema PROGRAM [--short]`.
+"""schemathesis against the served OpenAPI document: `tests/schema PROGRAM [--short] [--seed N]`.
 
 PROGRAM is the schemathesis executable, from an environment of its own. All checks, all phases,
 once without a token and once with one. Exits 1 on any failure or too few cases.
@@ -24,27 +24,30 @@ WANTED = 5000
 EXAMPLES, SHORT_EXAMPLES = 130, 10
 
 
-def run(schemathesis: str, examples: int, token: str | None) -> tuple[int, int]:
+def run(options: argparse.Namespace, token: str | None) -> tuple[int, int]:
     """One run over a fresh server: the exit code, and how many cases there were."""
     with tempfile.TemporaryDirectory(prefix="pv-schema-") as name:
         settings = {"PV_MAX_RUNNING": "8"} | ({"PV_API_TOKEN": token} if token else {})
         valet = Valet(Path(name), program(), **settings)
         valet.start()
         try:
-            return _run(valet, schemathesis, examples, token)
+            return _run(valet, options, token)
         finally:
             valet.clear()
 
 
-def _run(valet: Valet, schemathesis: str, examples: int, token: str | None) -> tuple[int, int]:
+def _run(valet: Valet, options: argparse.Namespace, token: str | None) -> tuple[int, int]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     for step in ("write new.txt one", "say nothing"):
         path = f"/api/v1/jobs?repo={REPO}&branch=main"
         kind = {"Content-Type": "text/markdown", **headers}
         assert valet.ask("POST", path, f"fake: {step}\n".encode(), kind).status == 201
-    argv = [schemathesis, f"--config-file={HERE / 'schemathesis.toml'}", "run"]
+    examples = SHORT_EXAMPLES if options.short else EXAMPLES
+    argv = [options.schemathesis, f"--config-file={HERE / 'schemathesis.toml'}", "run"]
     argv += [f"http://127.0.0.1:{valet.port}/api/v1/openapi.json", f"--max-examples={examples}"]
     argv += ["--checks=all", "--suppress-health-check=all", "--no-color"]
+    if options.seed is not None:
+        argv.append(f"--seed={options.seed}")
     for header, value in headers.items():
         argv += ["--header", f"{header}: {value}"]
     environ = {**os.environ, "SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(HERE)}
@@ -63,18 +66,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests/schema", description=__doc__)
     parser.add_argument("schemathesis", help="the schemathesis executable")
     parser.add_argument("--short", action="store_true", help="a few cases, to see that it works")
-    arguments = parser.parse_args()
+    parser.add_argument("--seed", type=int, help="the same cases each time")
+    options = parser.parse_args()
     subprocess.run([str(TREE / "build.sh")], check=True, stdout=subprocess.DEVNULL)
-    examples = SHORT_EXAMPLES if arguments.short else EXAMPLES
     failed, total = 0, 0
     for token in (None, TOKEN):
-        code, cases = run(arguments.schemathesis, examples, token)
+        code, cases = run(options, token)
         failed += code != 0
         total += cases
         how = "with a token" if token else "without a token"
         print(f"{how}: {cases} cases, {'no failure' if not code else 'FAILED'}", flush=True)
-    print(f"cases: {total}" + ("" if arguments.short else f", wanted at least {WANTED}"))
-    return 1 if failed or (total < WANTED and not arguments.short) else 0
+    print(f"cases: {total}" + ("" if options.short else f", wanted at least {WANTED}"))
+    return 1 if failed or (total < WANTED and not options.short) else 0
 
 
 if __name__ == "__main__":
