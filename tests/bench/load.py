@@ -1,4 +1,4 @@
-"""The client of the benchmarks: one thread, many kept connections, one request in flight on each."""
+"""The client of the benchmarks: one thread, many kept connections, one request on each."""
 
 from __future__ import annotations
 
