@@ -6,6 +6,7 @@ takes stands in `routes`; the parameters come in checked and typed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -27,9 +28,12 @@ from pv_lib.intake import DEFAULT_FILENAME, Intake, Submission, free_bytes
 from pv_lib.job import Record, State
 from pv_lib.limits import Limits
 from pv_lib.store import Index
+from pv_lib.view import Views
 from pv_lib.wire import Request, Response, media_type
 
 Values = dict[str, Any]
+Signature = tuple[int, int, int]  # a file's inode, mtime in ns, size
+_KEPT_TAIL, _KEPT_TAILS = 1 << 16, 256  # bytes of one, and how many
 _IN_MEMORY = 1 << 20  # bytes of log that are answered in one piece
 _ALIVE_POLLS = 5  # poll intervals after which a silent watcher counts as gone
 _SHOWN_SETTINGS = (
@@ -53,6 +57,7 @@ class Api:
     config: Config
     index: Index
     intake: Intake
+    views: Views
     followers: Followers
     gate: Gate
     limits: Limits
@@ -90,7 +95,7 @@ class Api:
             "jobs": {
                 "counts": counts,
                 "total": sum(counts.values()),
-                "stalled_running": sum(self._stalled(record, now) for record in running),
+                "stalled_running": sum(self.views.stalled(record, now) for record in running),
             },
             "queue": {
                 "waiting": counts[State.CREATED.value],
@@ -166,22 +171,26 @@ class Api:
         limit = params.get("limit", fields.LIST["limit"].schema["default"])
         found = (r for r in self.index.newest_first(params.get("before")) if wanted(r))
         page = list(itertools.islice(found, limit + 1))
-        places = self._queue_places()
-        jobs = [self._shown(record, places) for record in page[:limit]]
-        more = page[limit - 1].job_id if len(page) > limit else None
-        return _json(200, {"jobs": jobs, "next": more})
+        places, now = self._queue_places(), self.clock()
+        jobs = [self.views.encode(r, places.get(r.job_id), now) for r in page[:limit]]
+        more = f'"{page[limit - 1].job_id}"' if len(page) > limit else "null"
+        return Response(200, b'{"jobs": [%b], "next": %b}\n' % (b", ".join(jobs), more.encode()))
 
     def detail(self, request: Request, job_id: str, params: Values) -> Response:
         """One job's record."""
         record = self._record(job_id)
         places = self._queue_places() if record.state is State.CREATED else {}
-        return _json(200, self._shown(record, places))
+        shown = self.views.encode(record, places.get(job_id), self.clock())
+        return Response(200, shown + b"\n")
 
     def log(self, request: Request, job_id: str, params: Values) -> Response:
         """The log's last lines, or everything from a byte offset on."""
-        record = self._record(job_id)
-        file = self._open(record, "job.log")
         lines = params.get("lines", fields.LOG["lines"].schema["default"])
+        key = (job_id, lines, params.get("ansi", "strip"))
+        kept = self._tails.get(key) if "offset" not in params else None
+        if kept and kept[0] == _signature(self.index.runs.file(job_id, "job.log")):
+            return kept[1]
+        file = self._open(self._record(job_id), "job.log")
         if "offset" not in params:
             start, end = logfile.tail_start(file, lines)
         else:
@@ -195,7 +204,19 @@ class Api:
         if end - start > _IN_MEMORY:
             return Response(200, b"", kind, headers, file=file, chunks=plain)
         with file:
-            return Response(200, b"".join(plain), kind, headers)
+            info = os.fstat(file.fileno())
+            response = Response(200, b"".join(plain), kind, headers)
+        if "offset" not in params and info.st_size == end and end - start < _KEPT_TAIL:
+            while len(self._tails) >= _KEPT_TAILS:
+                with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # gone already
+                    del self._tails[next(iter(self._tails))]
+            self._tails[key] = (info.st_ino, info.st_mtime_ns, info.st_size), response
+        return response
+
+    @functools.cached_property
+    def _tails(self) -> dict[tuple[str, int, str], tuple[Signature, Response]]:
+        """The ends of logs that were asked for last, good as long as the log stays as it is."""
+        return {}
 
     def stream(self, request: Request, job_id: str, params: Values) -> Follow:
         """Every line of the log, live, until the job's end."""
@@ -275,7 +296,7 @@ class Api:
 
     def _open(self, record: Record, name: str) -> FileIO:
         try:
-            return files.open_regular(self.index.runs.folder(record.job_id) / name)
+            return files.open_regular(self.index.runs.file(record.job_id, name))
         except (FileNotFoundError, NotADirectoryError, Invalid):
             why = f"job {record.job_id} has no {name}: it is {record.state.value}"
             raise NotFound(why) from None
@@ -290,29 +311,6 @@ class Api:
         response = _json(201, _receipt(record))
         response.headers["Location"] = f"/api/v1/jobs/{record.job_id}"
         return response
-
-    def _shown(self, record: Record, places: dict[str, int]) -> dict[str, Any]:
-        """The record with what is derived when it is read."""
-        now = self.clock()
-        created = job.seconds_of(record.created_at)
-        try:
-            info = os.stat(self.index.runs.log_path(record.job_id))
-        except OSError:
-            info = None
-        return {
-            **job.to_dict(record),
-            "stalled": self._stalled(record, now),
-            "age_seconds": round(max(0.0, now - created), 3) if created else None,
-            "queue_position": places.get(record.job_id),
-            "log_bytes": info.st_size if info else 0,
-            "last_output_at": job.stamp(info.st_mtime) if info and info.st_size else None,
-        }
-
-    def _stalled(self, record: Record, now: float) -> bool:
-        if record.state is not State.RUNNING:
-            return False
-        beat = job.seconds_of(record.heartbeat_at) or job.seconds_of(record.started_at) or 0.0
-        return now - beat > self.config.stall_threshold_seconds
 
     def _queue_places(self) -> dict[str, int]:
         waiting = [r for r in self.index.live() if r.state is State.CREATED]
@@ -329,7 +327,7 @@ class Api:
                 (state is None or record.state.value == state)
                 and (repo is None or repo in (record.repo, record.repo_name))
                 and (branch is None or record.branch == branch)
-                and (stalled is None or self._stalled(record, now) == stalled)
+                and (stalled is None or self.views.stalled(record, now) == stalled)
             )
 
         return wanted
@@ -360,6 +358,14 @@ def _cookie(request: Request, value: str, seconds: int) -> dict[str, str]:
     secure = "; Secure" if request.headers.get("origin", "").startswith("https:") else ""
     how = f"Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
     return {"Set-Cookie": f"{COOKIE}={value}; {how}"}
+
+
+def _signature(path: str) -> Signature | None:
+    try:
+        info = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return info.st_ino, info.st_mtime_ns, info.st_size
 
 
 def _root(path: Path) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from pv_lib.routes import TABLE, Router
 from pv_lib.runner import House
 from pv_lib.server import Server
 from pv_lib.store import Index, Runs
+from pv_lib.view import Views
 from pv_lib.watcher import Watcher
 from pv_lib.workspace import Workspace
 
@@ -150,6 +151,7 @@ def _bind(site: _Site, watcher: Watcher | None, followers: Followers) -> Server:
         config=config,
         index=site.index,
         intake=site.intake,
+        views=Views(site.index.runs, config.stall_threshold_seconds),
         followers=followers,
         gate=gate,
         limits=limits,

@@ -49,6 +49,7 @@ LINGER_SECONDS = 2.0  # how long, and how many bytes, a refused client may still
 LINGER_BYTES = 64 << 20
 _PAUSE_STEP = 0.05
 _READ = 1 << 16
+_SEND_BUFFER = 1 << 18  # bytes: a list of jobs goes out in one call
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Connection(BaseHTTPRequestHandler):
         It blocks, and the kernel ends a wait: that costs no call for each request.
         """
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._wait_seconds = 0.0
         self._allow_wait(IDLE_SECONDS)
         self._set_timeout(socket.SO_SNDTIMEO, SEND_SECONDS)
@@ -98,7 +100,10 @@ class Connection(BaseHTTPRequestHandler):
         self._let_in = False  # the gate has let a request of this client in
         self._gave_way = False
         self._counted = 0  # bytes of the body that limits.bodies knows of
-        self._memo: tuple[bytes, Head, Request] | None = None
+        self._last = b""  # the last request without a body, let in until `_until`
+        self._until = 0.0
+        self._head: Head
+        self._request: Request
 
     def finish(self) -> None:
         """Nothing to flush; the server closes the socket."""
@@ -124,18 +129,15 @@ class Connection(BaseHTTPRequestHandler):
             data = self._read_head()
             if data is None:
                 return False
-            if self._memo and self._memo[0] == data:
-                _, head, request = self._memo
-            else:
-                head = wire.parse_head(data)
-                request = None
-            self.server.gate.check(head, time.time())
+            if data == self._last and time.time() < self._until:  # as kept connections ask again
+                return self._respond(self._head, self._request)
+            head = wire.parse_head(data)
+            until = self.server.gate.check(head, time.time())
             self._let_in = True
             if head.length:
                 return self._take_body(head)
-            if request is None:
-                request = self._request(head, b"")
-                self._memo = data, head, request
+            request = self._asked(head, b"")
+            self._last, self._until, self._head, self._request = data, until, head, request
             return self._respond(head, request)
         except ValetError as error:  # the rest of the connection cannot be trusted
             if isinstance(error, Unauthorized) and error.guess:
@@ -143,7 +145,7 @@ class Connection(BaseHTTPRequestHandler):
             self._send(problem(error), head, close=True)
             return False
 
-    def _request(self, head: Head, body: bytes) -> Request:
+    def _asked(self, head: Head, body: bytes) -> Request:
         segments, query = wire.decode_path(head.path), wire.decode_query(head.query)
         return Request(head.method, segments, query, head.headers, body, self.client_address[0])
 
@@ -214,7 +216,7 @@ class Connection(BaseHTTPRequestHandler):
             most = limits.max_body
             raise TooLarge(f"the body has {head.length} bytes; at most {most} are taken")
         try:
-            return self._respond(head, self._request(head, self._read_body(head)))
+            return self._respond(head, self._asked(head, self._read_body(head)))
         finally:
             limits.bodies.leave(self._counted)
             self._counted = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import re
 from dataclasses import dataclass
 
@@ -32,8 +33,10 @@ class Gate:
     hosts: frozenset[str]
     token: str | None
 
-    def check(self, head: Head, now: float) -> None:
-        """Raise for a request without right; `now` is Unix time.
+    def check(self, head: Head, now: float) -> float:
+        """Raise for a request without right; else until when the same head has it.
+
+        Both are Unix time.
 
         In this order: Misdirected for the Host (DNS rebinding), Forbidden for Origin and
         Sec-Fetch-Site (foreign pages), Unsupported for a body that a form could send,
@@ -55,8 +58,7 @@ class Gate:
             if kind not in BODY_TYPES:
                 wanted = ", ".join(BODY_TYPES)
                 raise Unsupported(f"a body's Content-Type must be one of {wanted}")
-        if self.token is not None:
-            self._check_token(self.token, head, now)
+        return math.inf if self.token is None else self._check_token(self.token, head, now)
 
     def session(self, now: float) -> str | None:
         """A cookie's value that opens for COOKIE_SECONDS from `now`; None without a token."""
@@ -65,14 +67,14 @@ class Gate:
         end = int(now) + COOKIE_SECONDS
         return f"{end}.{_mark(self.token, str(end))}"
 
-    def _check_token(self, token: str, head: Head, now: float) -> None:
+    def _check_token(self, token: str, head: Head, now: float) -> float:
         given = head.headers.get("authorization")
         if given is not None:
             scheme, _, rest = given.partition(" ")
             right = hmac.compare_digest(rest.strip().encode("latin-1"), token.encode())
             if not right or scheme.lower() != "bearer":
                 raise Unauthorized("the bearer token is not the right one", guess=True)
-            return
+            return math.inf
         sessions = _COOKIE.findall(head.headers.get("cookie", ""))[:_MOST_SESSIONS]
         if not sessions:
             raise Unauthorized("a bearer token is needed: Authorization: Bearer …")
@@ -81,6 +83,7 @@ class Gate:
             raise Unauthorized("the session is not one of this server: sign in anew", guess=True)
         if max(ours) < now:
             raise Unauthorized("the session is over: sign in anew")
+        return max(ours)
 
 
 def _mark(token: str, end: str) -> str:

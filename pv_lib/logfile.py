@@ -31,21 +31,16 @@ def tail_start(log: FileIO, lines: int) -> tuple[int, int]:
     A last line without its newline counts as a line.
     """
     fd = log.fileno()
-    size = os.fstat(fd).st_size
-    if not size:
-        return 0, 0
-    wanted = lines + (os.pread(fd, 1, size - 1) == b"\n")
-    end = size
+    end = size = os.fstat(fd).st_size
+    wanted = lines
     while end > 0:
         start = max(0, end - _BLOCK)
         block = os.pread(fd, end - start, start)
-        found = block.count(b"\n")
-        if found >= wanted:
-            place = len(block)
-            for _ in range(wanted):
-                place = block.rindex(b"\n", 0, place)
-            return start + place + 1, size
-        wanted -= found
+        wanted += end == size and block.endswith(b"\n")
+        before, *ends = block.rsplit(b"\n", wanted)
+        if len(ends) == wanted:
+            return start + len(before) + 1, size
+        wanted -= len(ends)
         end = start
     return 0, size
 

@@ -22,6 +22,7 @@ from pv_lib.errors import BadRecord, Invalid, NotFound, TooLarge, ValetError
 from pv_lib.job import JOB_ID, Record, State
 
 RECORD_LIMIT = 4 << 20
+_PAGE = 256  # ids that are taken from the index at once
 _SETTLE_NS = 50_000_000  # a folder changed this recently may change again within one mtime tick
 
 
@@ -38,6 +39,7 @@ class Runs:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._root = os.fspath(root)
 
     @property
     def watcher_lock(self) -> Path:
@@ -68,6 +70,10 @@ class Runs:
         if not JOB_ID.fullmatch(job_id):
             raise NotFound(f"there is no job {job_id[:80]!r}: an id has letters, digits, - and _")
         return self.root / job_id
+
+    def file(self, job_id: str, name: str) -> str:
+        """A file of the job whose id is known to be one; cheaper than a Path."""
+        return f"{self._root}/{job_id}/{name}"
 
     def record_path(self, job_id: str) -> Path:
         """The job's `job.json`."""
@@ -153,14 +159,14 @@ class Index:
 
     def get(self, job_id: str) -> Record | None:
         """The job's record as it is on the disk now; None without one."""
+        entry = self._entries.get(job_id)
+        if entry and entry.record and entry.record.state.terminal:
+            with contextlib.suppress(OSError):
+                os.stat(self.runs.file(job_id, "job.json"))
+                return entry.record
         self.runs.folder(job_id)
         with self._lock:
-            entry = self._entries.get(job_id)
-            if entry is None or entry.record is None or not entry.record.state.terminal:
-                entry = self._look_at(job_id)
-            elif not self.runs.record_path(job_id).exists():
-                self._forget(job_id)
-                return None
+            entry = self._look_at(job_id)
             return entry.record if entry else None
 
     def live(self) -> list[Record]:
@@ -174,12 +180,17 @@ class Index:
         """Every record from the newest on, or from the one before `before` on."""
         with self._lock:
             self._refresh()
-            end = len(self._ids) if before is None else bisect.bisect_left(self._ids, before)
-            ids = self._ids[:end]
-        for job_id in reversed(ids):
-            entry = self._entries.get(job_id)
-            if entry and entry.record:
-                yield entry.record
+        while True:
+            with self._lock:
+                end = len(self._ids) if before is None else bisect.bisect_left(self._ids, before)
+                ids = self._ids[max(0, end - _PAGE) : end]
+            for job_id in reversed(ids):
+                entry = self._entries.get(job_id)
+                if entry and entry.record:
+                    yield entry.record
+            if not ids:
+                return
+            before = ids[0]
 
     def counts(self) -> dict[str, int]:
         """How many jobs there are in each state, zeros too."""

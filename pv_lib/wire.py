@@ -292,4 +292,4 @@ def _decoded(text: str) -> str:
 
 def _printable(value: str) -> str:
     """A header's text without CR, LF and their like, which would begin another header."""
-    return "".join(c for c in value if c.isprintable())
+    return value if value.isprintable() else "".join(c for c in value if c.isprintable())
