@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from pv_lib import fields, files, job, logfile, wire
-from pv_lib.config import Config
 from pv_lib.connection import Follow
 from pv_lib.errors import Busy, Conflict, Invalid, NotFound, Unauthorized, Unsupported
 from pv_lib.follow import Followers
 from pv_lib.gate import COOKIE, COOKIE_SECONDS, Gate
-from pv_lib.intake import DEFAULT_FILENAME, Intake, Submission, free_bytes
+from pv_lib.intake import DEFAULT_FILENAME, Intake, Submission
 from pv_lib.job import Record, State
 from pv_lib.limits import Limits
+from pv_lib.overview import Overview
 from pv_lib.store import Index
 from pv_lib.view import Views
 from pv_lib.wire import Request, Response, media_type
@@ -35,36 +35,22 @@ Values = dict[str, Any]
 Signature = tuple[int, int, int]  # a file's inode, mtime in ns, size
 _KEPT_TAIL, _KEPT_TAILS = 1 << 16, 256  # bytes of one, and how many
 _IN_MEMORY = 1 << 20  # bytes of log that are answered in one piece
-_ALIVE_POLLS = 5  # poll intervals after which a silent watcher counts as gone
-_SHOWN_SETTINGS = (
-    "stall_threshold_seconds",
-    "heartbeat_seconds",
-    "poll_interval_seconds",
-    "max_running",
-    "job_timeout_seconds",
-    "abort_grace_seconds",
-    "max_prompt_bytes",
-    "max_log_bytes",
-    "min_free_bytes",
-    "codex_sandbox",
-)
 
 
 @dataclass(frozen=True)
 class Api:
     """What the routes need. `wake` tells the watcher of a new inbox file or an abort."""
 
-    config: Config
     index: Index
     intake: Intake
     views: Views
+    overview: Overview
     followers: Followers
     gate: Gate
     limits: Limits
     wake: Callable[[Path | str], None]
     version: str
     document: bytes  # of OpenAPI
-    started: float  # Unix time
     clock: Callable[[], float] = time.time
 
     def healthz(self, request: Request, _: str, params: Values) -> Response:
@@ -77,37 +63,7 @@ class Api:
 
     def status(self, request: Request, _: str, params: Values) -> Response:
         """What an operator wants to know at a glance."""
-        now = self.clock()
-        config = self.config
-        counts = self.index.counts()
-        live = self.index.live()
-        running = [r for r in live if r.state is State.RUNNING]
-        roots = {name: _root(path) for name, path in config.roots.items()}
-        plain: dict[str, Any] = {
-            "version": self.version,
-            "started_at": job.stamp(self.started),
-            "uptime_seconds": round(now - self.started, 3),
-            "config": {
-                **{f"{name}_root": str(path) for name, path in config.roots.items()},
-                **{name: getattr(config, name) for name in _SHOWN_SETTINGS},
-            },
-            "roots": roots,
-            "jobs": {
-                "counts": counts,
-                "total": sum(counts.values()),
-                "stalled_running": sum(self.views.stalled(record, now) for record in running),
-            },
-            "queue": {
-                "waiting": counts[State.CREATED.value],
-                "running": counts[State.RUNNING.value],
-                "slots": config.max_running,
-            },
-            "watcher": self._watcher(now),
-            "targets": {"count": sum(1 for _ in self.intake.repos.all())},
-            "limits": self.limits.shown(),
-            "problems": self._problems(roots),
-        }
-        return _json(200, plain)
+        return _json(200, self.overview.plain(self.clock()))
 
     def targets(self, request: Request, _: str, params: Values) -> Response:
         """The repositories and branches that a submission may name."""
@@ -332,27 +288,6 @@ class Api:
 
         return wanted
 
-    def _watcher(self, now: float) -> dict[str, Any]:
-        beat = self.index.runs.watcher_beat()
-        limit = max(_ALIVE_POLLS * self.config.poll_interval_seconds, 2)
-        return {
-            "mode": "built in" if self.config.watcher else "apart",
-            "heartbeat_at": job.stamp(beat) if beat else None,
-            "alive": beat is not None and now - beat < limit,
-        }
-
-    def _problems(self, roots: dict[str, dict[str, Any]]) -> list[str]:
-        limit = self.config.min_free_bytes
-        problems = [*self.index.problems(), *self.index.runs.watcher_complaints()]
-        for name, root in roots.items():
-            if not root["exists"]:
-                problems.append(f"the {name} root {root['path']} is not there")
-            elif not root["writable"]:
-                problems.append(f"the {name} root {root['path']} is not writable")
-            elif name in ("inbox", "runs") and root["free_bytes"] < limit:
-                problems.append(f"the {name} root has less than PV_MIN_FREE_BYTES={limit} free")
-        return problems
-
 
 def _cookie(request: Request, value: str, seconds: int) -> dict[str, str]:
     secure = "; Secure" if request.headers.get("origin", "").startswith("https:") else ""
@@ -366,16 +301,6 @@ def _signature(path: str) -> Signature | None:
     except OSError:
         return None
     return info.st_ino, info.st_mtime_ns, info.st_size
-
-
-def _root(path: Path) -> dict[str, Any]:
-    exists = path.is_dir()
-    return {
-        "path": str(path),
-        "exists": exists,
-        "writable": os.access(path, os.W_OK | os.X_OK),
-        "free_bytes": free_bytes(path) if exists else None,
-    }
 
 
 def _receipt(record: Record) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from pv_lib.inbox import Inbox
 from pv_lib.intake import Intake
 from pv_lib.journal import Journal
 from pv_lib.limits import Limits
+from pv_lib.overview import Overview
 from pv_lib.repos import Repos
 from pv_lib.routes import TABLE, Router
 from pv_lib.runner import House
@@ -147,18 +148,20 @@ def _bind(site: _Site, watcher: Watcher | None, followers: Followers) -> Server:
     limits = Limits(8 * config.max_prompt_bytes + (1 << 20))  # JSON can write one byte as six
     operations = [route.operation for route in TABLE]
     document = openapi.document(operations, VERSION, secured=config.api_token is not None)
+    views = Views(site.index.runs, config.stall_threshold_seconds)
+    started = time.time()
+    overview = Overview(config, site.index, site.repos, views, limits, VERSION, started)
     api = Api(
-        config=config,
         index=site.index,
         intake=site.intake,
-        views=Views(site.index.runs, config.stall_threshold_seconds),
+        views=views,
+        overview=overview,
         followers=followers,
         gate=gate,
         limits=limits,
         wake=watcher.wake if watcher else lambda _: None,
         version=VERSION,
         document=json.dumps(document, ensure_ascii=False).encode(),
-        started=time.time(),
     )
     address = ("127.0.0.1" if host == "localhost" else config.bind_host, config.bind_port)
     try:

@@ -2,7 +2,8 @@
 
 A request's thread answers the headers and hands its socket over. New bytes of a log are read
 once, framed once, and sent to each follower that can take them; one that cannot is caught up
-later from the file by its own offset, so it costs no memory and delays nobody. Nothing here
+later from the file by its own offset: it costs no more than the piece that waits for it, delays
+nobody, and is let go when it has taken nothing for a minute. Nothing here
 parses requests or knows where logs come from: it is asked by job id.
 """
 

@@ -1,0 +1,139 @@
+"""The status: what an operator wants to know at a glance, and what needs a person.
+
+It looks and reports. Nothing here changes anything, or knows HTTP.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pv_lib import job
+from pv_lib.config import Config
+from pv_lib.intake import free_bytes
+from pv_lib.job import State
+from pv_lib.limits import Limits
+from pv_lib.repos import Repos
+from pv_lib.store import Index
+from pv_lib.view import Views
+
+_ALIVE_POLLS = 5  # poll intervals after which a silent watcher counts as gone
+_LOOK_SECONDS = 0.5
+_SHOWN_SETTINGS = (
+    "stall_threshold_seconds",
+    "heartbeat_seconds",
+    "poll_interval_seconds",
+    "max_running",
+    "job_timeout_seconds",
+    "abort_grace_seconds",
+    "max_prompt_bytes",
+    "max_log_bytes",
+    "min_free_bytes",
+    "codex_sandbox",
+)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What takes dozens of calls to find out, and when (Unix time) it was."""
+
+    at: float
+    roots: dict[str, dict[str, Any]]
+    targets: int
+    complaints: list[str]
+
+
+class Overview:
+    """The parts it reports on. `started` is Unix time."""
+
+    def __init__(
+        self,
+        config: Config,
+        index: Index,
+        repos: Repos,
+        views: Views,
+        limits: Limits,
+        version: str,
+        started: float,
+    ) -> None:
+        self._config = config
+        self._index = index
+        self._repos = repos
+        self._views = views
+        self._limits = limits
+        self._version = version
+        self._started = started
+        self._looked: _Look | None = None
+
+    def plain(self, now: float) -> dict[str, Any]:
+        """The status as JSON has it; `now` is Unix time."""
+        config = self._config
+        counts = self._index.counts()
+        look = self._look(now)
+        return {
+            "version": self._version,
+            "started_at": job.stamp(self._started),
+            "uptime_seconds": round(now - self._started, 3),
+            "config": {
+                **{f"{name}_root": str(path) for name, path in config.roots.items()},
+                **{name: getattr(config, name) for name in _SHOWN_SETTINGS},
+            },
+            "roots": look.roots,
+            "jobs": {
+                "counts": counts,
+                "total": sum(counts.values()),
+                "stalled_running": sum(self._views.stalled(r, now) for r in self._index.live()),
+            },
+            "queue": {
+                "waiting": counts[State.CREATED.value],
+                "running": counts[State.RUNNING.value],
+                "slots": config.max_running,
+            },
+            "watcher": self._watcher(now),
+            "targets": {"count": look.targets},
+            "limits": self._limits.shown(),
+            "problems": [*self._index.problems(), *look.complaints],
+        }
+
+    def _look(self, now: float) -> _Look:
+        """At the folders, again when the last time was half a second ago."""
+        last = self._looked
+        if last is None or not last.at <= now < last.at + _LOOK_SECONDS:
+            roots = {name: _root(path) for name, path in self._config.roots.items()}
+            targets = sum(1 for _ in self._repos.all())
+            complaints = [*self._index.runs.watcher_complaints(), *self._complaints(roots)]
+            last = self._looked = _Look(now, roots, targets, complaints)
+        return last
+
+    def _watcher(self, now: float) -> dict[str, Any]:
+        beat = self._index.runs.watcher_beat()
+        limit = max(_ALIVE_POLLS * self._config.poll_interval_seconds, 2)
+        return {
+            "mode": "built in" if self._config.watcher else "apart",
+            "heartbeat_at": job.stamp(beat) if beat else None,
+            "alive": beat is not None and now - beat < limit,
+        }
+
+    def _complaints(self, roots: dict[str, dict[str, Any]]) -> list[str]:
+        limit = self._config.min_free_bytes
+        found = []
+        for name, root in roots.items():
+            if not root["exists"]:
+                found.append(f"the {name} root {root['path']} is not there")
+            elif not root["writable"]:
+                found.append(f"the {name} root {root['path']} is not writable")
+            elif name in ("inbox", "runs") and root["free_bytes"] < limit:
+                found.append(f"the {name} root has less than PV_MIN_FREE_BYTES={limit} free")
+        return found
+
+
+def _root(path: Path) -> dict[str, Any]:
+    exists = path.is_dir()
+    return {
+        "path": str(path),
+        "exists": exists,
+        "writable": os.access(path, os.W_OK | os.X_OK),
+        "free_bytes": free_bytes(path) if exists else None,
+    }
