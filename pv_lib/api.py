@@ -127,7 +127,8 @@ class Api:
         limit = params.get("limit", fields.LIST["limit"].schema["default"])
         found = (r for r in self.index.newest_first(params.get("before")) if wanted(r))
         page = list(itertools.islice(found, limit + 1))
-        places, now = self._queue_places(), self.clock()
+        waits = any(record.state is State.CREATED for record in page)
+        places, now = self._queue_places() if waits else {}, self.clock()
         jobs = [self.views.encode(r, places.get(r.job_id), now) for r in page[:limit]]
         more = f'"{page[limit - 1].job_id}"' if len(page) > limit else "null"
         return Response(200, b'{"jobs": [%b], "next": %b}\n' % (b", ".join(jobs), more.encode()))
