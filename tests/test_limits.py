@@ -55,11 +55,11 @@ def connected(valet: Valet, *sent: bytes) -> Iterator[list[socket.socket]]:
 
 
 def read_all(client: socket.socket) -> bytes:
-    data = b""
+    data = bytearray()
     with contextlib.suppress(ConnectionError):
         while more := client.recv(65536):
             data += more
-    return data
+    return bytes(data)
 
 
 def test_500_slow_and_idle_clients_stop_nobody_and_leave_nothing(valet: Valet) -> None:
@@ -109,6 +109,24 @@ def test_clients_that_ask_and_do_not_read_make_room(quick: Callable[..., Valet])
                     client.send(request * 100)
         for _ in range(8):
             assert valet.ask("GET", "/api/v1/healthz").status == 200
+
+
+def test_a_first_download_is_not_cut_for_clients_that_say_nothing(
+    quick: Callable[..., Valet],
+) -> None:
+    valet = quick(MAX_CONNECTIONS=8)
+    job_id = valet.submit("fake: say x")["job_id"]
+    valet.await_end(job_id)
+    log = valet.runs / job_id / "job.log"
+    log.write_bytes((b"x" * 99 + b"\n") * (1 << 19))
+    request = f"GET /api/v1/jobs/{job_id}/log?offset=0&ansi=raw HTTP/1.1\r\nHost: localhost\r\n"
+    with connected(valet, f"{request}Connection: close\r\n\r\n".encode()) as (client,):
+        got = client.recv(1)
+        with connected(valet, *[b""] * 40):  # each makes the oldest of the others go
+            got += client.recv(1 << 20)
+            assert valet.ask("GET", "/api/v1/healthz").status == 200
+            got += read_all(client)
+    assert got.partition(b"\r\n\r\n")[2] == log.read_bytes()
 
 
 def test_git_works_beside_more_streams_than_select_can_count(

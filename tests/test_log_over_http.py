@@ -33,6 +33,18 @@ def test_escapes_are_left_out_unless_asked_for(valet: Valet) -> None:
     assert ids[0] == ids[1] and "data: red end\n" in streams[1]
 
 
+def test_a_stream_of_many_short_lines_comes_whole_piece_by_piece(valet: Valet) -> None:
+    job_id = valet.submit("fake: say x")["job_id"]
+    valet.await_end(job_id)
+    log = valet.runs / job_id / "job.log"
+    log.write_bytes(b"\n" * 100_000 + b"a\r\rb\n" * 1000)
+    events = list(valet.events(job_id))
+    assert [data for _, _, data, _ in events[:-1]] == [""] * 100_000 + ["a", "", "b"] * 1000
+    ids = [int(number) for _, number, _, _ in events[:-1]]
+    assert ids == sorted(set(ids)) and ids[-1] == log.stat().st_size
+    assert events[-1][0] == "end"
+
+
 def test_a_long_log_comes_whole(valet: Valet) -> None:
     job_id = valet.submit("fake: say x")["job_id"]
     valet.await_end(job_id)
