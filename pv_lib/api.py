@@ -6,7 +6,6 @@ takes stands in `routes`; the parameters come in checked and typed.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import json
@@ -28,7 +27,7 @@ from pv_lib.job import Record, State
 from pv_lib.limits import Limits
 from pv_lib.overview import Overview
 from pv_lib.store import Index
-from pv_lib.view import Views
+from pv_lib.view import Kept, Views
 from pv_lib.wire import Request, Response, media_type
 
 Values = dict[str, Any]
@@ -71,7 +70,7 @@ class Api:
         return _json(200, {"targets": pairs})
 
     def submit(self, request: Request, _: str, params: Values) -> Response:
-        """Queue one prompt."""
+        """Queue a prompt: JSON, or Markdown with repo, branch and the rest in the query."""
         kind = media_type(request.headers)
         if kind == "text/markdown":
             given = {**params, "markdown_text": fields.utf8(request.body, "body")}
@@ -145,7 +144,7 @@ class Api:
         lines = params.get("lines", fields.LOG["lines"].schema["default"])
         key = (job_id, lines, params.get("ansi", "strip"))
         kept = self._tails.get(key) if "offset" not in params else None
-        if kept and kept[0] == _signature(self.index.runs.file(job_id, "job.log")):
+        if kept and kept[0] == _look(self.index.runs.file(job_id, "job.log")):
             return kept[1]
         file = self._open(self._record(job_id), "job.log")
         if "offset" not in params:
@@ -164,16 +163,13 @@ class Api:
             info = os.fstat(file.fileno())
             response = Response(200, b"".join(plain), kind, headers)
         if "offset" not in params and info.st_size == end and end - start < _KEPT_TAIL:
-            while len(self._tails) >= _KEPT_TAILS:
-                with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # gone already
-                    del self._tails[next(iter(self._tails))]
-            self._tails[key] = (info.st_ino, info.st_mtime_ns, info.st_size), response
+            self._tails.put(key, (_signature(info), response))
         return response
 
     @functools.cached_property
-    def _tails(self) -> dict[tuple[str, int, str], tuple[Signature, Response]]:
+    def _tails(self) -> Kept[tuple[str, int, str], tuple[Signature, Response]]:
         """The ends of logs that were asked for last, good as long as the log stays as it is."""
-        return {}
+        return Kept(_KEPT_TAILS)
 
     def stream(self, request: Request, job_id: str, params: Values) -> Follow:
         """Every line of the log, live, until the job's end."""
@@ -296,11 +292,14 @@ def _cookie(request: Request, value: str, seconds: int) -> dict[str, str]:
     return {"Set-Cookie": f"{COOKIE}={value}; {how}"}
 
 
-def _signature(path: str) -> Signature | None:
+def _look(path: str) -> Signature | None:
     try:
-        info = os.stat(path, follow_symlinks=False)
+        return _signature(os.stat(path, follow_symlinks=False))
     except OSError:
         return None
+
+
+def _signature(info: os.stat_result) -> Signature:
     return info.st_ino, info.st_mtime_ns, info.st_size
 
 

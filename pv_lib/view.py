@@ -11,12 +11,34 @@ import contextlib
 import json
 import os
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from pv_lib import job
 from pv_lib.job import Record, State
 from pv_lib.store import Runs
 
+K = TypeVar("K")
+V = TypeVar("V")
 _KEPT = 2048  # jobs
+
+
+class Kept(Generic[K, V]):
+    """At most `most` values, of which the first comer goes first; from any thread."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: dict[K, V] = {}
+
+    def get(self, key: K) -> V | None:
+        """The value, while it is kept."""
+        return self._values.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        """Keep it."""
+        while len(self._values) >= self._most:
+            with contextlib.suppress(StopIteration, KeyError, RuntimeError):  # others do the same
+                del self._values[next(iter(self._values))]
+        self._values[key] = value
 
 
 @dataclass(slots=True)
@@ -35,7 +57,7 @@ class Views:
     def __init__(self, runs: Runs, stall_seconds: float) -> None:
         self._runs = runs
         self._stall_seconds = stall_seconds
-        self._kept: dict[str, _Encoded] = {}
+        self._kept: Kept[str, _Encoded] = Kept(_KEPT)
 
     def stalled(self, record: Record, now: float) -> bool:
         """Whether the running job's heartbeat is too old; `now` is Unix time."""
@@ -65,10 +87,7 @@ class Views:
         text = json.dumps(job.to_dict(record), ensure_ascii=False)
         start = text.encode("utf-8", "replace")[:-1]
         fresh = _Encoded(record, start, job.seconds_of(record.created_at))
-        if len(self._kept) >= _KEPT:
-            with contextlib.suppress(StopIteration, KeyError, RuntimeError):  # others do the same
-                del self._kept[next(iter(self._kept))]
-        self._kept[record.job_id] = fresh
+        self._kept.put(record.job_id, fresh)
         return fresh
 
     def _log(self, known: _Encoded) -> bytes:

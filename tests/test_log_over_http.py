@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import shutil
 import socket
 
 from harness import DEADLINE, Valet
@@ -31,6 +32,19 @@ def test_escapes_are_left_out_unless_asked_for(valet: Valet) -> None:
     assert "\x1b[31mred" in streams[0] and "\x1b" not in streams[1]
     ids = [re.findall(r"(?m)^id: \d+$", text) for text in streams]
     assert ids[0] == ids[1] and "data: red end\n" in streams[1]
+
+
+def test_the_end_of_a_log_is_the_files_own_each_time(valet: Valet) -> None:
+    job_id = valet.submit("fake: say x")["job_id"]
+    valet.await_end(job_id)
+    path, log = f"/api/v1/jobs/{job_id}/log?lines=1", valet.runs / job_id / "job.log"
+    for text in ("one\n", "two\n", "three and more\n"):  # the same size twice
+        for _ in range(2):
+            log.write_text(text)
+            assert valet.ask("GET", path).body.decode() == text
+            assert valet.ask("GET", path).body.decode() == text
+    shutil.rmtree(log.parent)
+    assert valet.ask("GET", path).status == 404
 
 
 def test_a_stream_of_many_short_lines_comes_whole_piece_by_piece(valet: Valet) -> None:
