@@ -33,6 +33,7 @@ from pv_lib.wire import Request, Response, media_type
 Values = dict[str, Any]
 Signature = tuple[int, int, int]  # a file's inode, mtime in ns, size
 _KEPT_TAIL, _KEPT_TAILS = 1 << 16, 256  # bytes of one, and how many
+_STILL_SECONDS = 0.05  # a file changed since may change again within one tick of its mtime
 _IN_MEMORY = 1 << 20  # bytes of log that are answered in one piece
 
 
@@ -162,7 +163,8 @@ class Api:
         with file:
             info = os.fstat(file.fileno())
             response = Response(200, b"".join(plain), kind, headers)
-        if "offset" not in params and info.st_size == end and end - start < _KEPT_TAIL:
+        small, still = end - start < _KEPT_TAIL, self.clock() - info.st_mtime > _STILL_SECONDS
+        if "offset" not in params and info.st_size == end and small and still:
             self._tails.put(key, (_signature(info), response))
         return response
 
