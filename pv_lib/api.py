@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -22,17 +22,20 @@ from pv_lib.connection import Follow
 from pv_lib.errors import Busy, Conflict, Invalid, NotFound, Unauthorized, Unsupported
 from pv_lib.follow import Followers
 from pv_lib.gate import COOKIE, COOKIE_SECONDS, Gate
+from pv_lib.index import Index
 from pv_lib.intake import DEFAULT_FILENAME, Intake, Submission
 from pv_lib.job import Record, State
+from pv_lib.kept import Kept
 from pv_lib.limits import Limits
 from pv_lib.overview import Overview
-from pv_lib.store import Index
-from pv_lib.view import Kept, Views
+from pv_lib.view import Views
 from pv_lib.wire import Request, Response, media_type
 
 Values = dict[str, Any]
 Signature = tuple[int, int, int]  # a file's inode, mtime in ns, size
 _KEPT_TAIL, _KEPT_TAILS = 1 << 16, 256  # bytes of one, and how many
+_KEPT_ANSWER, _KEPT_ANSWERS = 1 << 17, 32
+_FRESH_SECONDS = 0.25  # as long as what other hands write may stay unseen
 _STILL_SECONDS = 0.05  # a file changed since may change again within one tick of its mtime
 _IN_MEMORY = 1 << 20  # bytes of log that are answered in one piece
 
@@ -63,7 +66,10 @@ class Api:
 
     def status(self, request: Request, _: str, params: Values) -> Response:
         """What an operator wants to know at a glance."""
-        return _json(200, self.overview.plain(self.clock()))
+        taken = self.limits.taken()
+        return self._kept(
+            ("status",), taken, lambda: Response(200, self.overview.encode(self.clock()))
+        )
 
     def targets(self, request: Request, _: str, params: Values) -> Response:
         """The repositories and branches that a submission may name."""
@@ -123,12 +129,12 @@ class Api:
 
     def list_jobs(self, request: Request, _: str, params: Values) -> Response:
         """The jobs, newest first, filtered."""
-        wanted = self._filter(params)
+        return self._kept(("jobs", *params.items()), (), lambda: self._list(params))
+
+    def _list(self, params: Values) -> Response:
         limit = params.get("limit", fields.LIST["limit"].schema["default"])
-        found = (r for r in self.index.newest_first(params.get("before")) if wanted(r))
-        page = list(itertools.islice(found, limit + 1))
-        waits = any(record.state is State.CREATED for record in page)
-        places, now = self._queue_places() if waits else {}, self.clock()
+        page = list(itertools.islice(self._found(params), limit + 1))
+        places, now = self.index.places(), self.clock()
         jobs = [self.views.encode(r, places.get(r.job_id), now) for r in page[:limit]]
         more = f'"{page[limit - 1].job_id}"' if len(page) > limit else "null"
         return Response(200, b'{"jobs": [%b], "next": %b}\n' % (b", ".join(jobs), more.encode()))
@@ -136,9 +142,8 @@ class Api:
     def detail(self, request: Request, job_id: str, params: Values) -> Response:
         """One job's record."""
         record = self._record(job_id)
-        places = self._queue_places() if record.state is State.CREATED else {}
-        shown = self.views.encode(record, places.get(job_id), self.clock())
-        return Response(200, shown + b"\n")
+        place = self.index.places().get(job_id) if record.state is State.CREATED else None
+        return Response(200, self.views.encode(record, place, self.clock()) + b"\n")
 
     def log(self, request: Request, job_id: str, params: Values) -> Response:
         """The log's last lines, or everything from a byte offset on."""
@@ -167,6 +172,23 @@ class Api:
         if "offset" not in params and info.st_size == end and small and still:
             self._tails.put(key, (_signature(info), response))
         return response
+
+    def _kept(
+        self, question: tuple[Any, ...], still: tuple[int, ...], answer: Callable[[], Response]
+    ) -> Response:
+        """What was answered a moment ago, while no job and nothing of `still` has changed."""
+        now, state = self.clock(), (self.index.version, *still)
+        kept = self._answers.get(question)
+        if kept and kept[0] == state and kept[1] <= now < kept[1] + _FRESH_SECONDS:
+            return kept[2]
+        response = answer()
+        if len(response.body) < _KEPT_ANSWER:
+            self._answers.put(question, (state, now, response))
+        return response
+
+    @functools.cached_property
+    def _answers(self) -> Kept[tuple[Any, ...], tuple[tuple[int, ...], float, Response]]:
+        return Kept(_KEPT_ANSWERS)
 
     @functools.cached_property
     def _tails(self) -> Kept[tuple[str, int, str], tuple[Signature, Response]]:
@@ -267,25 +289,15 @@ class Api:
         response.headers["Location"] = f"/api/v1/jobs/{record.job_id}"
         return response
 
-    def _queue_places(self) -> dict[str, int]:
-        waiting = [r for r in self.index.live() if r.state is State.CREATED]
-        waiting.sort(key=job.queue_order)
-        return {record.job_id: place for place, record in enumerate(waiting, 1)}
-
-    def _filter(self, params: Values) -> Callable[[Record], bool]:
-        state, repo, branch = (params.get(name) for name in ("state", "repo", "branch"))
-        stalled = params.get("stalled")
-        now = self.clock()
-
-        def wanted(record: Record) -> bool:
-            return (
-                (state is None or record.state.value == state)
-                and (repo is None or repo in (record.repo, record.repo_name))
-                and (branch is None or record.branch == branch)
-                and (stalled is None or self.views.stalled(record, now) == stalled)
-            )
-
-        return wanted
+    def _found(self, params: Values) -> Iterator[Record]:
+        """What the filters let through, newest first."""
+        wanted = {name: params.get(name) for name in ("state", "repo", "branch")}
+        stalled, now = params.get("stalled"), self.clock()
+        if stalled and wanted["state"] is None:
+            wanted["state"] = State.RUNNING.value  # no other can be
+        for record in self.index.newest_first(params.get("before"), **wanted):
+            if stalled is None or self.views.stalled(record, now) == stalled:
+                yield record
 
 
 def _cookie(request: Request, value: str, seconds: int) -> dict[str, str]:

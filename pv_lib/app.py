@@ -28,6 +28,7 @@ from pv_lib.follow import Followers
 from pv_lib.gate import Gate
 from pv_lib.git import Git
 from pv_lib.inbox import Inbox
+from pv_lib.index import Index
 from pv_lib.intake import Intake
 from pv_lib.journal import Journal
 from pv_lib.limits import Limits
@@ -36,7 +37,7 @@ from pv_lib.repos import Repos
 from pv_lib.routes import TABLE, Router
 from pv_lib.runner import House
 from pv_lib.server import Server
-from pv_lib.store import Index, Runs
+from pv_lib.store import Runs
 from pv_lib.view import Views
 from pv_lib.watcher import Watcher
 from pv_lib.workspace import Workspace
@@ -77,6 +78,8 @@ def serve(arguments: argparse.Namespace) -> int:
     server = _bind(site, watcher, followers)
     if watcher:
         watcher.acquire()
+    site.index.start()
+    if watcher:
         _start_watcher(watcher, site.journal, signals)
     followers.start()
     accepting = threading.Thread(target=server.serve_forever, name="accept", daemon=True)
@@ -97,6 +100,7 @@ def watch(_: argparse.Namespace) -> int:
     signals = _Signals()
     watcher = site.watcher()
     watcher.acquire()
+    site.index.start()
     _start_watcher(watcher, site.journal, signals)
     site.journal.info(f"Prompt Valet {VERSION} watching {site.config.inbox_root}")
     return _run_until_signal(watcher, site.journal, signals)

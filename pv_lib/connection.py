@@ -282,9 +282,10 @@ class Connection(BaseHTTPRequestHandler):
         bare = head is not None and head.method == "HEAD"
         file, chunks = (None, None) if bare else (response.file, response.chunks)
         try:
-            if not bare and not file and not chunks:
-                data += response.body
-            self._write(data)
+            if bare or file or chunks or not response.body:
+                self._write(data)
+            else:
+                self._write_both(data, response.body)
             if chunks:
                 self._send_chunks(chunks, framed=version == "HTTP/1.1")
             elif file:
@@ -294,6 +295,15 @@ class Connection(BaseHTTPRequestHandler):
                 response.file.close()
         if close:
             self._linger()
+
+    def _write_both(self, head: bytes, body: bytes) -> None:
+        """One call for the usual answer, and no copy of a large one."""
+        try:
+            sent = self.request.sendmsg((head, body), (), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(head) + len(body):
+            self._write((head + body)[sent:])
 
     def _write(self, data: bytes) -> None:
         try:

@@ -115,13 +115,18 @@ def read_regular(
 
     A larger file is TooLarge; else raises as `open_regular`.
     """
-    with open_regular(path, dir_fd=dir_fd) as file:
-        info = os.fstat(file.fileno())
+    fd, info = _open_regular(path, dir_fd)
+    try:
         check(info)
         if info.st_size > limit:
             name = os.path.basename(path)
             raise TooLarge(f"{name} has {info.st_size} bytes; the limit is {limit}")
-        return file.readall()[:limit]
+        data = os.read(fd, info.st_size + 1)
+        while len(data) != info.st_size and (more := os.read(fd, limit + 1 - len(data))):
+            data += more  # it grows
+        return data[:limit]
+    finally:
+        os.close(fd)
 
 
 def open_regular(path: Path | str, *, dir_fd: int | None = None) -> FileIO:
@@ -130,17 +135,22 @@ def open_regular(path: Path | str, *, dir_fd: int | None = None) -> FileIO:
     A link, FIFO, socket or device at `path` is never opened for reading, which could wait for
     ever: Invalid. Raises OSError when the file is not there or not readable.
     """
-    name = os.path.basename(path)
+    return FileIO(_open_regular(path, dir_fd)[0])
+
+
+def _open_regular(path: Path | str, dir_fd: int | None) -> tuple[int, os.stat_result]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
     except OSError as error:
         if error.errno == errno.ELOOP:
+            name = os.path.basename(path)
             raise Invalid(f"{name} is a symbolic link, which is never followed") from error
         raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
         os.close(fd)
-        raise Invalid(f"{name} is not a regular file")
-    return FileIO(fd)
+        raise Invalid(f"{os.path.basename(path)} is not a regular file")
+    return fd, info
 
 
 def write_new(

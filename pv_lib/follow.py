@@ -26,10 +26,10 @@ from typing import Any
 
 from pv_lib import files, logfile
 from pv_lib.errors import Invalid
+from pv_lib.index import Index
 from pv_lib.job import Record
 from pv_lib.journal import Journal
 from pv_lib.limits import SEND_SECONDS
-from pv_lib.store import Index
 
 TICK = 0.02  # seconds between two looks at a followed log
 KEEP_ALIVE = 10.0  # seconds of silence after which a comment is sent

@@ -22,9 +22,10 @@ from pv_lib import files, frontmatter, job
 from pv_lib.config import Config
 from pv_lib.errors import Conflict, Invalid, KeyReused, NoRoom, NotFound, TooLarge, ValetError
 from pv_lib.inbox import QUEUED, Inbox, Prompt, tidy_stem
+from pv_lib.index import Index
 from pv_lib.job import JobIds, Record, State
 from pv_lib.repos import Repos
-from pv_lib.store import Index, Runs
+from pv_lib.store import Runs
 
 DEFAULT_FILENAME = "prompt.prompt.md"
 MAX_PRIORITY = 1000
@@ -70,8 +71,8 @@ class Intake:
         self.repos = repos
         self._clock = clock
         self._ids = JobIds(clock)
-        self._keyed = threading.Lock()  # guards _keys, and one keyed submission at a time
-        self._keys: dict[str, str] | None = None  # idempotency's key half -> job id
+        self._keyed = threading.Lock()  # guards _recovered, and one keyed submission at a time
+        self._recovered = False  # whether every file in the inbox has its record
 
     def submit(self, submissions: Sequence[Submission]) -> list[Record]:
         """Accept all of `submissions`, which are for one branch, or none; then they are durable.
@@ -103,26 +104,23 @@ class Intake:
         known = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:32]
         mark = f"{known}.{_fingerprint(submission)}"
         with self._keyed:
-            if self._keys is None:
-                self._keys = self._known_keys()
-            first = self._index.get(self._keys[known]) if known in self._keys else None
+            if not self._recovered:
+                self._recover_records()
+                self._recovered = True
+            first = self._index.marked(known)
             if first and first.idempotency != mark:
                 why = "this Idempotency-Key came before with another request: use a new key"
                 raise KeyReused(why)
             if first:
                 return first, False
-            record = self.submit([replace(submission, idempotency=mark)])[0]
-            self._keys[known] = record.job_id
-            return record, True
+            return self.submit([replace(submission, idempotency=mark)])[0], True
 
-    def _known_keys(self) -> dict[str, str]:
-        """The key half of every job's mark, those included that a crash left without a record."""
+    def _recover_records(self) -> None:
+        """Of submissions that a crash left without one: their keys must not be taken twice."""
         for prompt in self._inbox.scan():
             known = prompt.job_id is None or self._index.get(prompt.job_id) is not None
             if not known and not prompt.claimed and self.carries_own_block(prompt):
                 self.rebuild(prompt)
-        marks = ((r.idempotency, r.job_id) for r in self._index.newest_first())
-        return {mark.partition(".")[0]: job_id for mark, job_id in marks if mark}
 
     def retry(self, old: Record) -> Record:
         """Queue the prompt of a terminal job again. Raises Conflict while it is not terminal."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from pv_lib.errors import BadRecord
 
@@ -107,6 +107,16 @@ class Record:
         return dataclasses.replace(self, **changes)
 
 
+class Facets(NamedTuple):
+    """What jobs are looked for by."""
+
+    state: State
+    repo: str | None
+    repo_name: str | None
+    branch: str | None
+    mark: str | None  # idempotency
+
+
 _FIELDS = tuple(f.name for f in dataclasses.fields(Record) if f.name != "extra")
 _NUMBERS = {"schema": int, "priority": int, "attempt": int, "pid": int, "exit_code": int}
 _OBJECTS = frozenset({"usage", "result"})
@@ -152,11 +162,7 @@ def decode(data: bytes, job_id: str) -> Record:
     Missing fields get their defaults, fields of a wrong type too, unknown ones are kept; the
     folder's name is the id. Raises BadRecord when it is no JSON object with a known state.
     """
-    try:
-        plain = json.loads(data, parse_float=finite, parse_constant=lambda _: None)
-        state = State(plain["state"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise BadRecord(f"job {job_id}: job.json is not a record with a known state") from None
+    plain, state = _parse(data, job_id)
     known: dict[str, Any] = {}
     for name in _FIELDS:
         if name in plain and name not in ("job_id", "state") and _fits(name, plain[name]):
@@ -164,6 +170,27 @@ def decode(data: bytes, job_id: str) -> Record:
     extra = {name: value for name, value in plain.items() if name not in _FIELDS}
     record = Record(job_id=job_id, state=state, **known, extra=extra)
     return record if record.repo is None else record.with_(**split_repo(record.repo))
+
+
+def glance(data: bytes, job_id: str) -> Facets:
+    """What `decode` would say of the job's facets, in a third of the time."""
+    plain, state = _parse(data, job_id)
+    texts = [plain.get(name) for name in ("repo", "repo_name", "branch", "idempotency")]
+    repo, name, branch, mark = (text if isinstance(text, str) else None for text in texts)
+    return Facets(state, repo, name if repo is None else repo.rpartition("/")[2], branch, mark)
+
+
+def facets(record: Record) -> Facets:
+    """What jobs are looked for by."""
+    return Facets(record.state, record.repo, record.repo_name, record.branch, record.idempotency)
+
+
+def _parse(data: bytes, job_id: str) -> tuple[dict[str, Any], State]:
+    try:
+        plain = _DECODER.decode(data.decode(json.detect_encoding(data), "surrogatepass"))
+        return plain, State(plain["state"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise BadRecord(f"job {job_id}: job.json is not a record with a known state") from None
 
 
 def split_repo(repo: str) -> dict[str, str | None]:
@@ -176,6 +203,9 @@ def finite(text: str) -> float | None:
     """A number somebody wrote; None for 1e999 and NaN, which JSON cannot say. May ValueError."""
     value = float(text)
     return value if math.isfinite(value) else None
+
+
+_DECODER = json.JSONDecoder(parse_float=finite, parse_constant=lambda _: None)
 
 
 def _fits(name: str, value: Any) -> bool:

@@ -117,6 +117,11 @@ class Limits:
         streams = max(4, min(_STREAMS, files - _OTHER_FILES))
         self.streams = Gauge(streams, streams // 2)
 
+    def taken(self) -> tuple[int, ...]:
+        """What clients have now and what they were refused, to see whether it has changed."""
+        gauges = (self.connections, self.streams, self.bodies)
+        return tuple(number for gauge in gauges for number in (gauge.now, gauge.refused))
+
     def shown(self) -> dict[str, Any]:
         """For the status."""
         return {

@@ -5,6 +5,7 @@ It looks and reports. Nothing here changes anything, or knows HTTP.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 
 from pv_lib import job
 from pv_lib.config import Config
+from pv_lib.index import Index
 from pv_lib.intake import free_bytes
 from pv_lib.job import State
 from pv_lib.limits import Limits
 from pv_lib.repos import Repos
-from pv_lib.store import Index
 from pv_lib.view import Views
 
 _ALIVE_POLLS = 5  # poll intervals after which a silent watcher counts as gone
@@ -37,11 +38,10 @@ _SHOWN_SETTINGS = (
 
 @dataclass(frozen=True)
 class _Look:
-    """What takes dozens of calls to find out, and when (Unix time) it was."""
+    """What takes dozens of calls to find out, encoded but for its end, and when it was (Unix)."""
 
     at: float
-    roots: dict[str, dict[str, Any]]
-    targets: int
+    start: bytes
     complaints: list[str]
 
 
@@ -67,45 +67,48 @@ class Overview:
         self._started = started
         self._looked: _Look | None = None
 
-    def plain(self, now: float) -> dict[str, Any]:
-        """The status as JSON has it; `now` is Unix time."""
-        config = self._config
+    def encode(self, now: float) -> bytes:
+        """The status as JSON; `now` is Unix time."""
         counts = self._index.counts()
         look = self._look(now)
-        return {
-            "version": self._version,
-            "started_at": job.stamp(self._started),
+        plain = {
             "uptime_seconds": round(now - self._started, 3),
-            "config": {
-                **{f"{name}_root": str(path) for name, path in config.roots.items()},
-                **{name: getattr(config, name) for name in _SHOWN_SETTINGS},
-            },
-            "roots": look.roots,
             "jobs": {
                 "counts": counts,
                 "total": sum(counts.values()),
-                "stalled_running": sum(self._views.stalled(r, now) for r in self._index.live()),
+                "stalled_running": sum(self._views.stalled(r, now) for r in self._index.running()),
             },
             "queue": {
                 "waiting": counts[State.CREATED.value],
                 "running": counts[State.RUNNING.value],
-                "slots": config.max_running,
+                "slots": self._config.max_running,
             },
-            "watcher": self._watcher(now),
-            "targets": {"count": look.targets},
             "limits": self._limits.shown(),
             "problems": [*self._index.problems(), *look.complaints],
         }
+        return b"%b, %b\n" % (look.start, _json(plain)[1:])
 
     def _look(self, now: float) -> _Look:
-        """At the folders, again when the last time was half a second ago."""
+        """At the disk, again when the last time was half a second ago."""
         last = self._looked
-        if last is None or not last.at <= now < last.at + _LOOK_SECONDS:
-            roots = {name: _root(path) for name, path in self._config.roots.items()}
-            targets = sum(1 for _ in self._repos.all())
-            complaints = [*self._index.runs.watcher_complaints(), *self._complaints(roots)]
-            last = self._looked = _Look(now, roots, targets, complaints)
-        return last
+        if last is not None and last.at <= now < last.at + _LOOK_SECONDS:
+            return last
+        config = self._config
+        roots = {name: _root(path) for name, path in config.roots.items()}
+        plain = {
+            "version": self._version,
+            "started_at": job.stamp(self._started),
+            "config": {
+                **{f"{name}_root": str(path) for name, path in config.roots.items()},
+                **{name: getattr(config, name) for name in _SHOWN_SETTINGS},
+            },
+            "roots": roots,
+            "watcher": self._watcher(now),
+            "targets": {"count": sum(1 for _ in self._repos.all())},
+        }
+        complaints = [*self._index.runs.watcher_complaints(), *self._complaints(roots)]
+        self._looked = _Look(now, _json(plain)[:-1], complaints)
+        return self._looked
 
     def _watcher(self, now: float) -> dict[str, Any]:
         beat = self._index.runs.watcher_beat()
@@ -137,3 +140,7 @@ def _root(path: Path) -> dict[str, Any]:
         "writable": os.access(path, os.W_OK | os.X_OK),
         "free_bytes": free_bytes(path) if exists else None,
     }
+
+
+def _json(plain: dict[str, Any]) -> bytes:
+    return json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace")

@@ -7,38 +7,16 @@ chooses which jobs are shown, or knows HTTP.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from pv_lib import job
 from pv_lib.job import Record, State
+from pv_lib.kept import Kept
 from pv_lib.store import Runs
 
-K = TypeVar("K")
-V = TypeVar("V")
 _KEPT = 2048  # jobs
-
-
-class Kept(Generic[K, V]):
-    """At most `most` values, of which the first comer goes first; from any thread."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._values: dict[K, V] = {}
-
-    def get(self, key: K) -> V | None:
-        """The value, while it is kept."""
-        return self._values.get(key)
-
-    def put(self, key: K, value: V) -> None:
-        """Keep it."""
-        while len(self._values) >= self._most:
-            with contextlib.suppress(StopIteration, KeyError, RuntimeError):  # others do the same
-                del self._values[next(iter(self._values))]
-        self._values[key] = value
 
 
 @dataclass(slots=True)

@@ -21,13 +21,13 @@ from pv_lib import job, process
 from pv_lib.errors import BadRecord
 from pv_lib.git import Git
 from pv_lib.inbox import Prompt
+from pv_lib.index import Index
 from pv_lib.intake import Intake, free_bytes
 from pv_lib.job import Record, State
 from pv_lib.journal import Notes
 from pv_lib.lock import WatcherLock
 from pv_lib.process import Trace
 from pv_lib.runner import House, Runner
-from pv_lib.store import Index
 
 _SETTLE_INTERVALS = 1.5  # poll intervals a dropped file must hold still
 _SEARCH_SECONDS = 60.0  # how often every live record is held against the inbox
@@ -137,7 +137,7 @@ class Watcher:
         self._house.inbox.clear_temps(self._house.clock())
         scanned = self._house.inbox.scan()
         prompts = {p.job_id: p for p in sorted(scanned, key=lambda p: p.claimed) if p.job_id}
-        for record in self._index.live():
+        for record in self._index.living():
             if record.state is not State.RUNNING or self._is_active(record.job_id):
                 continue
             prompt = prompts.get(record.job_id)
@@ -340,7 +340,7 @@ class Watcher:
         if self._hurried or time.monotonic() < self._next_search:
             return
         self._next_search = time.monotonic() + _SEARCH_SECONDS
-        for record in self._index.live():
+        for record in self._index.living():
             known = record.job_id in self._waiting or self._is_active(record.job_id)
             if record.state is State.CREATED and not known:
                 self._waiting[record.job_id] = _Waiting(

@@ -123,6 +123,7 @@ def test_abort_and_the_diagnosis_of_a_stall(operator: Operator) -> None:
     stuck.mkdir()
     old = {"state": "running", "heartbeat_at": "2020-01-01T00:00:00Z"}
     (stuck / "job.json").write_text(json.dumps(old))
+    until(lambda: len(valet.get("/api/v1/jobs")["jobs"]) == 2, "the record from another hand")
     printed = operator.run("Diagnose stalled jobs")
     found, rest = json.JSONDecoder().raw_decode(printed)
     assert [job["job_id"] for job in found["jobs"]] == ["stuck_job"]

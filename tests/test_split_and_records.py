@@ -17,7 +17,7 @@ def test_the_flow_in_split_mode(make_valet: Callable[..., Valet]) -> None:
     job_id = valet.submit("fake: say first\nfake: wait go\nfake: say last\n")["job_id"]
     assert valet.job(job_id)["state"] == "created"
     valet.start("watch")
-    assert valet.get("/api/v1/status")["watcher"]["alive"] is True
+    until(lambda: valet.get("/api/v1/status")["watcher"]["alive"], "the watcher in the status")
     seen = []
     for name, _, data, _ in valet.events(job_id):
         seen.append((name, data))
@@ -76,8 +76,8 @@ def test_a_record_that_cannot_be_read_is_named_in_status(valet: Valet) -> None:
         (valet.runs / name).mkdir()
         (valet.runs / name / "job.json").write_bytes(data)
     (valet.runs / "stray").write_text("a file, not a folder")
-    status = valet.get("/api/v1/status")
-    assert len(status["problems"]) == 3 and status["jobs"]["total"] == 0
+    until(lambda: len(valet.get("/api/v1/status")["problems"]) == 3, "a sentence for each")
+    assert valet.get("/api/v1/status")["jobs"]["total"] == 0
     assert valet.ask("GET", "/api/v1/jobs/empty").status == 404
     job_id = valet.submit("fake: say still here\n")["job_id"]
     assert valet.await_end(job_id)["state"] == "succeeded"
