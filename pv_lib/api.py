@@ -20,7 +20,8 @@ from typing import Any
 from pv_lib import fields, files, job, logfile, wire
 from pv_lib.connection import Follow
 from pv_lib.errors import Busy, Conflict, Invalid, NotFound, Unauthorized, Unsupported
-from pv_lib.follow import Followers
+from pv_lib.feeds import ChangeFeed, Feed, LogFeed, Place
+from pv_lib.follow import Arrival, Followers
 from pv_lib.gate import COOKIE, COOKIE_SECONDS, Gate
 from pv_lib.index import Index
 from pv_lib.intake import DEFAULT_FILENAME, Intake, Submission
@@ -199,18 +200,36 @@ class Api:
         """Every line of the log, live, until the job's end."""
         self._record(job_id)
         offset = fields.header(request, fields.LAST_EVENT_ID) or 0
+        strip = params.get("ansi") == "strip"
+        key = f"the log of job {job_id}{' (stripped)' if strip else ''}"
+        feed = functools.partial(LogFeed, self.index, job_id, strip=strip)
+        return self._follow(request, key, feed, offset)
+
+    def changes(self, request: Request, _: str, params: Values) -> Follow:
+        """Every change of a job's record, live."""
+        after = fields.header(request, fields.LAST_EVENT_ID)
+        now = self.index.told
+        lost = after is not None and self.index.changes(after) is None
+        feed = functools.partial(ChangeFeed, self.index, self.views, self.clock)
+        offset = now if after is None or lost else after
+        greeting = b"event: reset\ndata: {}\nid: %d\n\n" % now if lost else b""
+        return self._follow(request, "the records' changes", feed, offset, greeting)
+
+    def _follow(
+        self,
+        request: Request,
+        key: str,
+        feed: Callable[[], Feed],
+        offset: int,
+        greeting: bytes = b"",
+    ) -> Follow:
         streams, client = self.limits.streams, request.client
         if not streams.enter(1, client):
             streams.refuse()
             raise Busy("too many streams are open: close one, or try again in a second")
-        strip = params.get("ansi") == "strip"
-
-        def done() -> None:
-            streams.leave(1, client)
-
-        return Follow(
-            lambda sock: self.followers.add(sock, job_id, offset, strip=strip, done=done), done
-        )
+        done = functools.partial(streams.leave, 1, client)
+        arrival = Arrival(key, feed, Place(offset), done)
+        return Follow(lambda sock: self.followers.add(sock, arrival), done, greeting)
 
     def abort(self, request: Request, job_id: str, params: Values) -> Response:
         """Ask for the job's end."""

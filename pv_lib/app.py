@@ -74,7 +74,7 @@ def serve(arguments: argparse.Namespace) -> int:
     site = _Site(os.environ, no_watcher=arguments.no_watcher)
     signals = _Signals()
     watcher = site.watcher() if site.config.watcher else None
-    followers = Followers(site.index, site.journal)
+    followers = Followers(site.journal)
     server = _bind(site, watcher, followers)
     if watcher:
         watcher.acquire()

@@ -56,11 +56,12 @@ _SEND_BUFFER = 1 << 18  # bytes: a list of jobs goes out in one call
 class Follow:
     """A route's answer that is a live stream: the socket goes to `hand_over` behind the head.
 
-    `drop` is called instead where it cannot: either of them, once.
+    `drop` is called instead where it cannot: either of them, once. `greeting` are its first bytes.
     """
 
     hand_over: Callable[[socket.socket], None]
     drop: Callable[[], None]
+    greeting: bytes = b""
 
 
 Answer = Response | Follow
@@ -365,7 +366,7 @@ class Connection(BaseHTTPRequestHandler):
 
     def _follow(self, answer: Follow, *, bare: bool) -> bool:
         try:
-            self._write(wire.encode_stream_head(time.time()))
+            self._write(wire.encode_stream_head(time.time()) + (b"" if bare else answer.greeting))
         except OSError:
             answer.drop()
             raise

@@ -1,82 +1,90 @@
-"""Live logs: many sockets, one thread.
+"""Live streams: many sockets, one thread.
 
-A request's thread answers the headers and hands its socket over. New bytes of a log are read
-once, framed once, and sent to each follower that can take them; one that cannot is caught up
-later from the file by its own offset: it costs no more than the piece that waits for it, delays
-nobody, and is let go when it has taken nothing for a minute. Nothing here
-parses requests or knows where logs come from: it is asked by job id.
+A request's thread answers the head and hands its socket over. Followers of the same feed who have
+been sent all there was are in step: what is new is read once, framed once, and sent to each of
+them. One that cannot take it, or comes later, is behind: nothing is kept for it but its place, and
+it is sent a chunk at a time from there until it is in step again. It delays nobody, and is let go
+when it has taken nothing for a minute. Nothing here parses requests or knows what is streamed:
+that is `feeds`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import re
-import selectors
+import select
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from io import FileIO
-from pathlib import Path
-from typing import Any
 
-from pv_lib import files, logfile
-from pv_lib.errors import Invalid
-from pv_lib.index import Index
-from pv_lib.job import Record
+from pv_lib.feeds import END, Feed, Forgotten, Place
 from pv_lib.journal import Journal
 from pv_lib.limits import SEND_SECONDS
 
-TICK = 0.02  # seconds between two looks at a followed log
+TICK = 0.02  # seconds between two looks at what is followed
 KEEP_ALIVE = 10.0  # seconds of silence after which a comment is sent
-_CHUNK = 1 << 16  # bytes of log per read
-_FRAMES = 1 << 17  # bytes of events after which a follower has enough for now
-_LINE_END = re.compile(rb"\r\n|\n|\r")
+_HEAR = select.EPOLLIN | select.EPOLLRDHUP
+_SEND_BUFFER = 1 << 16  # bytes in the kernel: all that a client who does not read may cost
+_COMMENT = b": keep-alive\n\n"
 _RECONNECT = b"retry: 1000\n: the server is stopping, come back\n\n"
+_CHECK_SECONDS = 1.0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Follower:
-    """One client. `offset` is the log's byte behind the last line it was sent or has pending."""
+    """One client. `place` holds while it is behind; `sent` bytes of what follows have gone."""
 
     sock: socket.socket
-    job_id: str
-    offset: int
-    strip: bool  # of terminal escapes
+    channel: _Channel
+    place: Place
     done: Callable[[], None]  # called once, when it has been dropped
-    pending: memoryview = field(default_factory=lambda: memoryview(b""))
-    ended: bool = False
-    last_sent: float = 0.0
+    sent: int = 0
+    stuck_since: float | None = None  # monotonic; its socket takes no more for now
 
 
-@dataclass
-class _Feed:
-    """One followed job: its log, once there is one, and who follows."""
+@dataclass(eq=False, slots=True)
+class _Channel:
+    """A feed and its followers; `place` is that of those in step, `spoke` when they heard last."""
 
-    job_id: str
-    path: Path
-    log: FileIO | None = None
-    followers: set[_Follower] = field(default_factory=set)
+    key: Hashable
+    feed: Feed
+    place: Place = END
+    spoke: float = 0.0
+    in_step: set[_Follower] = field(default_factory=set)
+    behind: set[_Follower] = field(default_factory=set)
     troubled: bool = False  # said once that it cannot be read
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Somebody who wants to follow: `key` tells feeds apart, `open` makes one where it is new.
+
+    `done` is called when the socket has been closed.
+    """
+
+    key: Hashable
+    open: Callable[[], Feed]
+    place: Place
+    done: Callable[[], None]
 
 
 class Followers:
     """The thread and its sockets. `start` before the first `add`, `stop` ends every stream."""
 
-    def __init__(self, index: Index, journal: Journal) -> None:
-        self._index = index
+    def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._selector = selectors.DefaultSelector()
-        self._arrivals: deque[_Follower] = deque()
+        self._epoll = select.epoll()
+        self._arrivals: deque[tuple[socket.socket, Arrival]] = deque()
         self._wake_read, self._wake_write = socket.socketpair()
         for end in (self._wake_read, self._wake_write):
             end.setblocking(False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ)
-        self._feeds: dict[str, _Feed] = {}
+        self._epoll.register(self._wake_read, select.EPOLLIN)
+        self._channels: dict[Hashable, _Channel] = {}
+        self._followers: dict[int, _Follower] = {}  # by file descriptor
+        self._hasty = False  # whether there may be more to send at once
+        self._next_check = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="follow", daemon=True)
 
@@ -84,23 +92,14 @@ class Followers:
         """Start the thread."""
         self._thread.start()
 
-    def add(
-        self,
-        sock: socket.socket,
-        job_id: str,
-        offset: int,
-        *,
-        strip: bool,
-        done: Callable[[], None],
-    ) -> None:
-        """Follow the job's log from byte `offset` on; the socket is ours from here on.
+    def add(self, sock: socket.socket, arrival: Arrival) -> None:
+        """Stream to the socket, which is ours from here on; from any thread.
 
-        Its headers have been sent. `strip` leaves terminal escapes out; `done` is called when the
-        socket has been closed. From any thread.
+        Its head has been sent.
         """
         sock.setblocking(False)
-        follower = _Follower(sock, job_id, offset, strip, done, last_sent=time.monotonic())
-        self._arrivals.append(follower)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        self._arrivals.append((sock, arrival))
         self._wake()
 
     def stop(self) -> None:
@@ -115,181 +114,189 @@ class Followers:
 
     def _run(self) -> None:
         while not self._stopping:
-            for key, events in self._selector.select(TICK if self._feeds else None):
-                if key.data is None:
+            pause = 0 if self._hasty else TICK if self._channels else None
+            self._hasty = False
+            for fd, events in self._epoll.poll(pause):
+                follower = self._followers.get(fd)
+                if follower is not None:
+                    self._attend(follower, events)
+                elif fd == self._wake_read.fileno():
                     with contextlib.suppress(BlockingIOError):
                         self._wake_read.recv(4096)
-                elif events & selectors.EVENT_WRITE:
-                    self._catch_up(key.data)
-                elif events & selectors.EVENT_READ:
-                    self._hear(key.data)
             self._admit()
-            for feed in list(self._feeds.values()):
-                try:
-                    self._serve(feed)
-                except OSError as error:  # no descriptor, no folder: the next look may find it
-                    self._complain(feed, error)
-                except Exception as error:  # noqa: BLE001 - one log must not end all streams
-                    self._complain(feed, error)
-                    for follower in list(feed.followers):
-                        self._drop(follower)
+            for channel in list(self._channels.values()):
+                self._guard(channel, self._serve)
+            self._let_go()
         self._admit()
-        for feed in list(self._feeds.values()):
-            for follower in list(feed.followers):
+        for follower in list(self._followers.values()):
+            channel = follower.channel
+            if follower in channel.in_step and not channel.place.inside:
                 with contextlib.suppress(OSError):
-                    follower.sock.send(b"" if follower.pending else _RECONNECT)
-                self._drop(follower)
+                    follower.sock.send(_RECONNECT)
+            self._drop(follower)
 
     def _admit(self) -> None:
         while self._arrivals:
-            follower = self._arrivals.popleft()
-            feed = self._feeds.get(follower.job_id)
-            if feed is None:
-                path = self._index.runs.log_path(follower.job_id)
-                feed = self._feeds[follower.job_id] = _Feed(follower.job_id, path)
-            feed.followers.add(follower)
-            self._selector.register(follower.sock, selectors.EVENT_READ, follower)
+            sock, arrival = self._arrivals.popleft()
+            channel = self._channels.get(arrival.key)
+            if channel is None:
+                channel = _Channel(arrival.key, arrival.open())
+                self._channels[arrival.key] = channel
+            follower = _Follower(sock, channel, arrival.place, arrival.done)
+            self._followers[sock.fileno()] = follower
+            channel.behind.add(follower)
+            self._epoll.register(sock, _HEAR)
 
-    def _serve(self, feed: _Feed) -> None:
-        """Send what is new to everybody; end the streams when the job has ended."""
-        record = self._index.get(feed.job_id)
-        over = record is None or record.state.terminal  # asked before the read: nothing is missed
-        if feed.log is None:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError, Invalid):
-                feed.log = files.open_regular(feed.path)
-        size = os.fstat(feed.log.fileno()).st_size if feed.log else 0
-        frames: dict[tuple[int, bool], tuple[bytes, int]] = {}
-        now = time.monotonic()
-        for follower in list(feed.followers):
-            if follower.pending:
-                if now - follower.last_sent > SEND_SECONDS:
-                    self._drop(follower)
-                continue
-            if follower.offset < size or (over and not follower.ended):
-                self._advance(feed, follower, record if over else None, over, frames)
-            elif now - follower.last_sent > KEEP_ALIVE:
-                self._send(follower, memoryview(b": keep-alive\n\n"))
+    def _guard(self, channel: _Channel, step: Callable[[_Channel], None]) -> None:
+        """One feed that fails must not end all streams."""
+        try:
+            step(channel)
+        except OSError as error:  # no descriptor, no folder: the next look may find it
+            self._complain(channel, error)
+        except Exception as error:  # noqa: BLE001 - as the top of a thread: a decided outcome
+            self._complain(channel, error)
+            for follower in [*channel.in_step, *channel.behind]:
+                self._drop(follower)
 
-    def _complain(self, feed: _Feed, error: Exception) -> None:
-        if not feed.troubled:
-            self._journal.error(f"the log of job {feed.job_id} cannot be followed: {error}")
-        feed.troubled = True
+    def _complain(self, channel: _Channel, error: Exception) -> None:
+        if not channel.troubled:
+            self._journal.error(f"{channel.key} cannot be followed: {error}")
+        channel.troubled = True
 
-    def _advance(
-        self,
-        feed: _Feed,
-        follower: _Follower,
-        record: Record | None,
-        over: bool,
-        frames: dict[tuple[int, bool], tuple[bytes, int]],
-    ) -> None:
-        """The next frames for one follower; `frames` shares them with others at its offset."""
-        start, strip = follower.offset, follower.strip
-        if (start, strip) not in frames:
-            frames[start, strip] = _frames(feed.log, start, strip=strip, final=over)
-        data, follower.offset = frames[start, strip]
-        if over and follower.offset == start and not data:
-            follower.ended = True
-            data = _end_frame(record)
+    def _serve(self, channel: _Channel) -> None:
+        """Send what is new to everybody who can take it."""
+        channel.feed.look()
+        if channel.in_step:
+            self._tell(channel)
+        known: dict[Place, tuple[bytes, Place]] = {}  # what was framed for others at that place
+        for follower in list(channel.behind):
+            if follower.stuck_since is None:
+                self._advance(follower, known)
+
+    def _tell(self, channel: _Channel) -> None:
+        """Those in step."""
+        before, now = channel.place, time.monotonic()
+        try:
+            data, channel.place = channel.feed.frames(before)
+        except Forgotten:
+            for follower in list(channel.in_step):
+                self._drop(follower)
+            return
         if data:
-            self._send(follower, memoryview(data))
+            self._send_all(channel, data, before)
+            self._hasty = True
+        elif now - channel.spoke > KEEP_ALIVE and not before.inside:
+            self._send_all(channel, _COMMENT, before)
+        else:
+            return
+        channel.spoke = now
 
-    def _catch_up(self, follower: _Follower) -> None:
-        if follower.pending:
-            self._send(follower, follower.pending)
+    def _send_all(self, channel: _Channel, data: bytes, before: Place) -> None:
+        length, over = len(data), channel.place == END
+        for follower in list(channel.in_step):
+            try:
+                sent = follower.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._drop(follower)
+                continue
+            if sent < length:
+                self._leave_behind(follower, before, sent, data is _COMMENT)
+            elif over:
+                self._drop(follower)
 
-    def _send(self, follower: _Follower, data: memoryview) -> None:
+    def _leave_behind(self, follower: _Follower, place: Place, sent: int, comment: bool) -> None:
+        """It did not take everything; of a comment it will miss nothing, unless it has a part."""
+        if comment and sent:
+            self._drop(follower)
+            return
+        follower.place, follower.sent = place, sent
+        follower.channel.in_step.discard(follower)
+        follower.channel.behind.add(follower)
+        self._stick(follower)
+
+    def _advance(self, follower: _Follower, known: dict[Place, tuple[bytes, Place]]) -> None:
+        """Send the next chunk to one that is behind."""
+        channel, place = follower.channel, follower.place
         try:
-            sent = follower.sock.send(data)
+            if place not in known:
+                known[place] = channel.feed.frames(place)
+        except Forgotten:
+            self._drop(follower)
+            return
+        data, after = known[place]
+        try:
+            follower.sent += follower.sock.send(memoryview(data)[follower.sent :]) if data else 0
         except BlockingIOError:
-            sent = 0
+            self._stick(follower)
+            return
         except OSError:
             self._drop(follower)
             return
-        follower.last_sent = time.monotonic()
-        waited = bool(follower.pending)
-        follower.pending = data[sent:]
-        if follower.pending and not waited:
-            both = selectors.EVENT_READ | selectors.EVENT_WRITE
-            self._selector.modify(follower.sock, both, follower)
-        elif waited and not follower.pending:
-            self._selector.modify(follower.sock, selectors.EVENT_READ, follower)
-        if follower.ended and not follower.pending:
-            self._drop(follower)
-
-    def _hear(self, follower: _Follower) -> None:
-        """A follower has nothing to say: bytes are ignored, an end is an end."""
-        try:
-            gone = not follower.sock.recv(4096)
-        except BlockingIOError:
+        if follower.sent < len(data):
+            self._stick(follower, again=True)
             return
-        except OSError:
-            gone = True
-        if gone:
+        follower.place, follower.sent = after, 0
+        self._free(follower)
+        self._hasty = self._hasty or bool(data)
+        if after == END:
             self._drop(follower)
+        elif not channel.in_step or after == channel.place:
+            channel.behind.discard(follower)
+            channel.in_step.add(follower)
+            channel.place, channel.spoke = after, time.monotonic()
+
+    def _stick(self, follower: _Follower, *, again: bool = False) -> None:
+        """Wait until its socket takes more; `again`: it has just taken something."""
+        if follower.stuck_since is None:
+            self._epoll.modify(follower.sock, _HEAR | select.EPOLLOUT)
+        if follower.stuck_since is None or again:
+            follower.stuck_since = time.monotonic()
+
+    def _free(self, follower: _Follower) -> None:
+        if follower.stuck_since is not None:
+            follower.stuck_since = None
+            self._epoll.modify(follower.sock, _HEAR)
+
+    def _let_go(self) -> None:
+        """Those that have taken nothing for too long."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + _CHECK_SECONDS
+        for channel in list(self._channels.values()):
+            for follower in list(channel.behind):
+                since = follower.stuck_since
+                if since is not None and now - since > SEND_SECONDS:
+                    self._drop(follower)
+
+    def _attend(self, follower: _Follower, events: int) -> None:
+        """Its socket takes more, or its client speaks: bytes are ignored, an end is an end."""
+        if events & ~select.EPOLLOUT:
+            try:
+                gone = not follower.sock.recv(4096)
+            except BlockingIOError:
+                gone = False
+            except OSError:
+                gone = True
+            if gone:
+                self._drop(follower)
+                return
+        if events & select.EPOLLOUT:
+            self._guard(follower.channel, lambda _: self._advance(follower, {}))
 
     def _drop(self, follower: _Follower) -> None:
-        feed = self._feeds.get(follower.job_id)
-        if feed is None or follower not in feed.followers:
+        if self._followers.pop(follower.sock.fileno(), None) is None:
             return
-        feed.followers.discard(follower)
-        self._selector.unregister(follower.sock)
+        channel = follower.channel
+        channel.in_step.discard(follower)
+        channel.behind.discard(follower)
+        self._epoll.unregister(follower.sock)
         with contextlib.suppress(OSError):
             follower.sock.shutdown(socket.SHUT_WR)
         follower.sock.close()
         follower.done()
-        if not feed.followers:
-            del self._feeds[follower.job_id]
-            if feed.log:
-                feed.log.close()
-
-
-def split_lines(data: bytes, *, final: bool) -> list[tuple[bytes, int]]:
-    """The complete lines of `data`, each with the offset behind its end.
-
-    Lines end at CR LF, LF and CR only. A CR at the very end may be half a CR LF, and bytes
-    behind the last end half a line: both wait for more unless `final`.
-    """
-    lines = []
-    start = 0
-    for match in _LINE_END.finditer(data):
-        if match.end() == len(data) and match[0] == b"\r" and not final:
-            break
-        lines.append((data[start : match.start()], match.end()))
-        start = match.end()
-    if final and start < len(data):
-        lines.append((data[start:], len(data)))
-    return lines
-
-
-def _frames(log: FileIO | None, offset: int, *, strip: bool, final: bool) -> tuple[bytes, int]:
-    """Events for the whole lines from `offset` on, a chunk's worth, and the offset behind them."""
-    if log is None:
-        return b"", offset
-    size = _CHUNK
-    while True:
-        data = os.pread(log.fileno(), size, offset)
-        at_end = len(data) < size
-        lines = split_lines(data, final=final and at_end)
-        if lines or at_end:
-            break
-        size *= 4  # a line longer than the chunk
-    out, sent = bytearray(), 0
-    for line, end in lines:
-        if len(out) > _FRAMES:
-            break
-        text = logfile.strip(line) if strip else line.decode("utf-8", "replace")
-        out += b"id: %d\ndata: %b\n\n" % (offset + end, text.encode())
-        sent = end
-    return bytes(out), offset + sent
-
-
-def _end_frame(record: Record | None) -> bytes:
-    """The last event: how the job ended; a job whose folder was deleted has no state."""
-    plain: dict[str, Any] = {"state": None, "reason": "deleted", "error": "the job was deleted"}
-    if record is not None:
-        plain = {"state": record.state.value, "reason": record.reason, "error": record.error}
-        plain["exit_code"] = record.exit_code
-    return b"event: end\ndata: %b\n\n" % json.dumps(plain, ensure_ascii=False).encode(
-        "utf-8", "replace"
-    )
+        if not (channel.in_step or channel.behind):
+            del self._channels[channel.key]
+            channel.feed.close()

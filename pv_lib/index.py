@@ -29,7 +29,7 @@ _REST = 20  # a look may take a twentieth of the time at most
 _COMPLETE_SECONDS = 10.0  # how long a question waits for the first look's end
 _PAGE = 256  # ids that are taken at once
 _RECORDS = 2048  # of ended jobs, that were asked for last
-_CHANGES = 1024  # that followers can still be told of
+CHANGES = 1024  # that followers can still be told of
 _SETTLE_NS = 50_000_000  # a folder changed this recently may change again within one mtime tick
 _BATCH = 1024  # records of the first look that are taken in at once
 _UNKNOWN = "unknown"
@@ -63,8 +63,9 @@ class Index:
         self._shared: dict[Facets, Facets] = {}  # one of each, however many jobs have it
         self._marks: dict[str, str] = {}  # idempotency's key half -> job id
         self._counts = {state.value: 0 for state in State}
-        self.told = 0  # the number of the last change
-        self._changes: deque[tuple[str, Record | None]] = deque(maxlen=_CHANGES)
+        # The number of the last change; no later server will use the same numbers.
+        self.told = int(time.time() * 1000)
+        self._changes: deque[tuple[str, Record | None]] = deque(maxlen=CHANGES)
         self._places: dict[str, int] | None = {}  # in the queue; None when they must be found anew
         self._recent: Kept[str, Record] = Kept(_RECORDS)
         self._folder_mtime = 0  # only looks know of it
@@ -77,6 +78,13 @@ class Index:
 
     def get(self, job_id: str) -> Record | None:
         """The job's record; None without one. A living one is looked at on the disk."""
+        return self._recent.get(job_id) or self._look_at(job_id)
+
+    def known(self, job_id: str) -> Record | None:
+        """The record as far as is known now; the disk is asked for what is not in memory."""
+        living = self._living.get(job_id)
+        if living:
+            return living.record
         return self._recent.get(job_id) or self._look_at(job_id)
 
     def living(self) -> list[Record]:
@@ -105,7 +113,7 @@ class Index:
             self._await_complete()
         while ids := self._page(before, facets):
             for job_id in reversed(ids):
-                record = self._record(job_id)
+                record = self.known(job_id)
                 if record is not None:
                     yield record
             before = ids[0]
@@ -139,6 +147,11 @@ class Index:
         self._await_complete()
         job_id = self._marks.get(key)
         return self.get(job_id) if job_id else None
+
+    @property
+    def remembered(self) -> int:
+        """How many of the last changes are known."""
+        return len(self._changes)
 
     def changes(self, after: int) -> list[tuple[str, Record | None]] | None:
         """What changed behind the change number `after`: ids and records (None: it is gone).
@@ -207,13 +220,6 @@ class Index:
 
     def _fits(self, job_id: str, wanted: dict[str, str]) -> bool:
         return set(wanted.items()) <= _keys(self._facets.get(job_id))
-
-    def _record(self, job_id: str) -> Record | None:
-        """As far as is known now; of an ended job from the disk, unless it was asked for lately."""
-        living = self._living.get(job_id)
-        if living:
-            return living.record
-        return self._recent.get(job_id) or self._look_at(job_id)
 
     def _look_around(self) -> None:
         """New and vanished folders."""

@@ -77,12 +77,12 @@ def plain(log: FileIO, start: int, end: int) -> Iterator[bytes]:
         if not data:
             return
         if start + len(data) < end:
-            data = data[: _whole(data)]
+            data = data[: whole(data)]
         start += len(data)
         yield _LONE_CR.sub("\n", strip(data)).encode() if _ODD.search(data) else data
 
 
-def _whole(data: bytes) -> int:
+def whole(data: bytes) -> int:
     """Where a piece that goes on can be cut: behind a line, or else before what is half there."""
     line = data.rfind(b"\n") + 1
     if line:

@@ -227,5 +227,17 @@ SCHEMAS: dict[str, Schema] = {
         },
         required=["data"],
     ),
+    "ChangeEvent": _object(
+        {
+            "id": {**_TEXT, "description": "the change's number"},
+            "data": {
+                **_TEXT,
+                "description": "JSON: of the event `job` the record as it is now, of `gone` the "
+                "job_id of a deleted one; `reset` says that some were missed: list the jobs anew",
+            },
+            "event": {"type": "string", "enum": ["job", "gone", "reset"]},
+        },
+        required=["data", "event"],
+    ),
     "Problem": _PROBLEM,
 }

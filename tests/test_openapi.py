@@ -47,7 +47,8 @@ def test_every_json_answer_fits_its_schema(valet: Valet) -> None:
         for method in ("get", "post", "delete"):
             if method not in item or path.endswith(("/jobs", "/upload", "/abort")):
                 continue
-            answer = valet.ask(method.upper(), path.replace("{job_id}", first))
+            asked = "HEAD" if path == "/api/v1/events" else method.upper()  # it has no end
+            answer = valet.ask(asked, path.replace("{job_id}", first))
             described = item[method]["responses"][str(answer.status)]
             name = described.get("$ref", "").rpartition("/")[2]
             content = (responses[name] if name else described).get("content", {})
