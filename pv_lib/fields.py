@@ -15,7 +15,6 @@ from typing import Any
 
 from pv_lib import job
 from pv_lib.errors import Invalid
-from pv_lib.inbox import STEM_BYTES
 from pv_lib.intake import (
     DEFAULT_FILENAME,
     FILENAME,
@@ -25,6 +24,7 @@ from pv_lib.intake import (
     NOT_BLANK,
     Submission,
 )
+from pv_lib.prompt import STEM_BYTES
 from pv_lib.wire import Request
 
 _INTEGER = re.compile(r"-?[0-9]{1,16}")

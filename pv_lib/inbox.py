@@ -1,8 +1,6 @@
 """The inbox and finished folders: the queue as files. Drop, scan, settle, claim, archive.
 
-    inbox/<owner>/<repo>/<branch…>/<name>.prompt.md            dropped by a person
-                                   <name>-<job_id>.prompt.md   queued
-                                   <name>-<job_id>.running.md  claimed
+    inbox/<owner>/<repo>/<branch…>/    what waits (`prompt` has the names)
     finished/<same path>/<name>-<job_id>.{done,error,aborted}.md
 
 Ownership is a rename: whoever moved the file has it. Nobody else opens a path of these two
@@ -15,57 +13,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
-import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from pv_lib import beneath, files
 from pv_lib.beneath import Tree
 from pv_lib.errors import Invalid
 from pv_lib.job import State
+from pv_lib.prompt import ARCHIVED, CLAIMED, QUEUED, Prompt, prompt_at, tidy_stem
+from pv_lib.scan import Scan
 
-QUEUED, CLAIMED = ".prompt.md", ".running.md"
-ARCHIVED = {State.SUCCEEDED: ".done.md", State.FAILED: ".error.md", State.ABORTED: ".aborted.md"}
-_ID_SUFFIX = re.compile(r"(?P<stem>.*)-(?P<id>[0-9a-f]{32})")
-_SUFFIXES = (QUEUED, CLAIMED, *ARCHIVED.values(), ".md")
-STEM_BYTES = 160  # with id, suffix and a temp's dot well under the 255 bytes of a name
-_MAX_DEPTH = 32
 _NAME_BYTES = 255
 _TEMP_SECONDS = 3600.0  # a dot-name this old belongs to no submission that still goes on
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt file found in the inbox.
-
-    `folders` are the names between the inbox root and the file: owner, repository, and the
-    branch's parts; fewer or odd ones where a person misplaced the file. `stem` is the name
-    without id and suffix, `job_id` None as long as the file carries none.
-    """
-
-    path: Path
-    folders: tuple[str, ...]
-    stem: str
-    job_id: str | None
-    claimed: bool
-    signature: tuple[int, int, int]  # inode, mtime in ns, size
-
-    @property
-    def repo(self) -> str:
-        """`owner/name` by the file's place."""
-        return "/".join(self.folders[:2])
-
-    @property
-    def branch(self) -> str:
-        """The branch by the file's place."""
-        return "/".join(self.folders[2:])
-
-    @property
-    def filename(self) -> str:
-        """The name as its author knows it."""
-        return self.stem + QUEUED
 
 
 class Inbox:
@@ -74,6 +33,7 @@ class Inbox:
     def __init__(self, root: Path, finished: Path) -> None:
         self.root = root
         self._queue = Tree(root)
+        self._scan = Scan(self._queue)
         self._finished = Tree(finished)
         self._looks: dict[Path, tuple[tuple[int, int, int], float]] = {}
         self._stuck: set[Path] = set()  # dropped files that could not be moved
@@ -156,18 +116,12 @@ class Inbox:
 
     def scan(self) -> list[Prompt]:
         """Every prompt file in the inbox, by folder and name. Links are not followed."""
-        found = []
-        with self._queue.folder(self.root) as root:
-            for _, parts, item in self._walk(root.fd, ()):
-                if item.name.endswith(".md"):
-                    with contextlib.suppress(OSError):  # gone since
-                        found.append(self._prompt(parts, item.stat(follow_symlinks=False)))
-        return sorted(filter(None, found), key=lambda prompt: (prompt.folders, prompt.path.name))
+        return self._scan.prompts()
 
     def look_at(self, path: Path) -> Prompt | None:
         """The prompt at `path`, None when there is none."""
         with contextlib.suppress(OSError):
-            return self._prompt(path.relative_to(self.root).parts, self._queue.stat(path))
+            return prompt_at(self.root, path.relative_to(self.root).parts, self._queue.stat(path))
         return None
 
     def settled(
@@ -234,51 +188,13 @@ class Inbox:
 
     def clear_temps(self, wall: float) -> None:
         """Remove what crashed submissions left: dot-names of ours that are an hour old."""
-        with self._queue.folder(self.root) as root:
-            for fd, _, item in self._walk(root.fd, ()):
-                if item.name.startswith(".") and item.name.endswith(".tmp"):
+        for _, _, names, fd in os.fwalk(self.root):
+            for name in names:
+                if name.startswith(".") and name.endswith(".tmp"):
                     with contextlib.suppress(OSError):
-                        if wall - item.stat(follow_symlinks=False).st_mtime > _TEMP_SECONDS:
-                            os.unlink(item.name, dir_fd=fd)
-
-    def _walk(
-        self, folder: int, parts: tuple[str, ...]
-    ) -> Iterator[tuple[int, tuple[str, ...], os.DirEntry[str]]]:
-        """Every file with its open folder and its place; nothing in dot-folders."""
-        with os.scandir(folder) as listing:
-            for item in listing:
-                place = (*parts, item.name)
-                with contextlib.suppress(OSError):  # gone, or not ours to read: the next poll sees
-                    if not item.is_dir(follow_symlinks=False):
-                        yield folder, place, item
-                    elif len(parts) < _MAX_DEPTH and not item.name.startswith("."):
-                        yield from self._descend(folder, place)
-
-    def _descend(
-        self, parent: int, parts: tuple[str, ...]
-    ) -> Iterator[tuple[int, tuple[str, ...], os.DirEntry[str]]]:
-        folder = os.open(parts[-1], beneath.STEP, dir_fd=parent)
-        try:
-            yield from self._walk(folder, parts)
-        finally:
-            os.close(folder)
-
-    def _prompt(self, parts: tuple[str, ...], info: os.stat_result) -> Prompt | None:
-        name = parts[-1]
-        if not stat.S_ISREG(info.st_mode) or name.startswith(".") or not name.endswith(".md"):
-            return None
-        suffix = next(end for end in _SUFFIXES if name.endswith(end))
-        stem = name.removesuffix(suffix)
-        match = _ID_SUFFIX.fullmatch(stem)
-        ours = suffix in (QUEUED, CLAIMED)  # an archived file put back is a new drop
-        return Prompt(
-            path=self.root.joinpath(*parts),
-            folders=parts[:-1],
-            stem=match["stem"] if match else stem,
-            job_id=match["id"] if match and ours else None,
-            claimed=suffix == CLAIMED and match is not None,
-            signature=(info.st_ino, info.st_mtime_ns, info.st_size),
-        )
+                        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                        if wall - info.st_mtime > _TEMP_SECONDS:
+                            os.unlink(name, dir_fd=fd)
 
 
 def _staged(name: str) -> str:
@@ -297,11 +213,3 @@ def _fault(info: os.stat_result, stranger: int | None) -> str | None:
             "the folder (chmod o-w)"
         )
     return None
-
-
-def tidy_stem(filename: str) -> str:
-    """A filename's stem as it stands in our names: no suffix, no control characters, not long."""
-    stem = filename.removesuffix(".md").removesuffix(".prompt")
-    text = stem.encode("utf-8", "replace").decode()
-    text = "".join(c if c.isprintable() and c != "/" else "_" for c in text).lstrip(".") or "prompt"
-    return text.encode()[:STEM_BYTES].decode("utf-8", "ignore")

@@ -21,9 +21,10 @@ from typing import Any
 from pv_lib import files, frontmatter, job
 from pv_lib.config import Config
 from pv_lib.errors import Conflict, Invalid, KeyReused, NoRoom, NotFound, TooLarge, ValetError
-from pv_lib.inbox import QUEUED, Inbox, Prompt, tidy_stem
+from pv_lib.inbox import Inbox
 from pv_lib.index import Index
 from pv_lib.job import JobIds, Record, State
+from pv_lib.prompt import QUEUED, Prompt, tidy_stem
 from pv_lib.repos import Repos
 from pv_lib.store import Runs
 

@@ -20,13 +20,13 @@ from pathlib import Path
 from pv_lib import job, process
 from pv_lib.errors import BadRecord
 from pv_lib.git import Git
-from pv_lib.inbox import Prompt
 from pv_lib.index import Index
 from pv_lib.intake import Intake, free_bytes
 from pv_lib.job import Record, State
 from pv_lib.journal import Notes
 from pv_lib.lock import WatcherLock
 from pv_lib.process import Trace
+from pv_lib.prompt import Prompt
 from pv_lib.runner import House, Runner
 
 _SETTLE_INTERVALS = 1.5  # poll intervals a dropped file must hold still
@@ -134,7 +134,6 @@ class Watcher:
 
         Nothing is dispatched before this is through: a folder with a living agent is busy.
         """
-        self._house.inbox.clear_temps(self._house.clock())
         scanned = self._house.inbox.scan()
         prompts = {p.job_id: p for p in sorted(scanned, key=lambda p: p.claimed) if p.job_id}
         for record in self._index.living():
@@ -155,7 +154,8 @@ class Watcher:
             threading.Thread(target=self._clear_leftovers, name="clear", daemon=True).start()
 
     def _clear_leftovers(self) -> None:
-        """Work trees that a crash left; it may take a while."""
+        """Work trees and half-made submissions that a crash left; it may take a while."""
+        self._house.inbox.clear_temps(self._house.clock())
         git = Git(self._house.environ)
         for fault in self._house.workspace.clear(self._needs_tree, git):
             self._house.journal.warn(fault)

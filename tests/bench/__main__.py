@@ -1,102 +1,50 @@
-"""Benchmarks, a command of their own: `python3 tests/bench [JOBS]`. Prints one line a figure.
+"""Benchmarks, a command of their own: `python3 tests/bench [SECTION …] [--small] [--save]`.
 
-Times are of this machine and this run, rates are ratios to a bare http.server handler in the same
-run; nothing in the test suite asserts them.
+Rates are ratios to a bare http.server handler in the same run, so that machines can differ; times
+are of this run. Nothing in the test suite asserts them. `--small` only shows that it works;
+`--save` keeps the figures for the next run in tests/bench.json and draws ops/performance.svg.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 _TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
 
-from bench import load  # noqa: E402 - the path comes first
-from harness import TREE, Valet, program  # noqa: E402
-
-# bash, because it knows the time without starting a program.
-AGENT = """\
-#!/bin/bash
-echo "started $EPOCHREALTIME"
-for i in {1..8}; do
-    sleep 0.1
-    echo "line $EPOCHREALTIME"
-done
-"""
+from bench import plot  # noqa: E402 - the path comes first
+from bench.figures import Figures  # noqa: E402
+from bench.sections import FULL, SECTIONS, SMALL  # noqa: E402
+from harness import TREE  # noqa: E402
 
 
-def latencies(valet: Valet, jobs: int) -> tuple[list[float], list[float]]:
-    """Milliseconds from the 201 to the agent's start, and from a line written to the client."""
-    starts, lines = [], []
-    for number in range(jobs):
-        receipt = valet.submit(f"job {number}")
-        answered = time.time()
-        for name, _, data, arrived in valet.events(receipt["job_id"]):
-            word, _, moment = data.partition(" ")
-            if name == "message" and word == "started":
-                starts.append(1000 * (float(moment) - answered))
-            elif name == "message":
-                lines.append(1000 * (arrived - float(moment)))
-        valet.await_end(receipt["job_id"])
-    return starts, lines
-
-
-def row(name: str, values: list[float]) -> None:
-    """One figure: median and 99th percentile in milliseconds."""
-    values = sorted(values)
-    worst = values[int(len(values) * 0.99)]
-    print(f"{name:<34} median {statistics.median(values):6.1f} ms   p99 {worst:6.1f} ms")
-
-
-def rates(valet: Valet, seconds: float) -> None:
-    """Answers a second to 8 kept connections, each beside the floor measured just before."""
-    with subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_TESTS / "bench" / "floor.py")], stdout=subprocess.PIPE
-    ) as floor:
-        assert floor.stdout is not None
-        port = int(floor.stdout.readline())
-        ids = [job["job_id"] for job in valet.get("/api/v1/jobs?limit=50")["jobs"]]
-        log = valet.runs / ids[0] / "job.log"
-        log.write_text("".join(f"line {number} of a log as logs are\n" for number in range(1000)))
-        detail = f"/api/v1/jobs/{ids[0]}"
-        paths = {
-            "healthz": "/api/v1/healthz",
-            "detail": detail,
-            "log, 200 lines": f"{detail}/log",
-            f"list of {len(ids)}": "/api/v1/jobs?limit=50",
-            "status": "/api/v1/status",
-        }
-        for name, path in paths.items():
-            bare = load.rate(port, load.get("/"), seconds=seconds)
-            ours = load.rate(valet.port, load.get(path), seconds=seconds)
-            print(f"{name:<34} {ours:8.0f} a second   {ours / bare:5.2f} x bare ({bare:.0f})")
-        floor.terminate()
-
-
-def main() -> None:
-    """Build, start, measure, stop."""
-    jobs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+def main() -> int:
+    """Build, measure, tell; 1 where a bound was missed."""
+    parser = argparse.ArgumentParser(prog="tests/bench", description=__doc__)
+    parser.add_argument("section", nargs="*", help=f"of {', '.join(SECTIONS)}; all of them")
+    parser.add_argument("--small", action="store_true", help="a little, to see that it works")
+    parser.add_argument("--save", action="store_true", help="keep the figures and draw the plot")
+    options = parser.parse_args()
+    unknown = [name for name in options.section if name not in SECTIONS]
+    if unknown:
+        parser.error(f"{unknown[0]} is no section: there is {', '.join(SECTIONS)}")
     subprocess.run([str(TREE / "build.sh")], check=True, stdout=subprocess.DEVNULL)
-    with tempfile.TemporaryDirectory(prefix="pv-bench-") as root:
-        agent = Path(root) / "agent"
-        agent.write_text(AGENT)
-        agent.chmod(0o755)
-        valet = Valet(Path(root), program(), PV_CODEX_BIN=str(agent))
-        valet.environ["PV_POLL_INTERVAL_SECONDS"] = "1"
-        valet.start()
-        try:
-            starts, lines = latencies(valet, jobs)
-            rates(valet, 0.1 * jobs)
-        finally:
-            valet.stop()
-    row("201 to the agent's start", starts)
-    row("a line written to the SSE client", lines)
+    figures = Figures(_TESTS / "bench.json")
+    for name in options.section or SECTIONS:
+        SECTIONS[name](figures, SMALL if options.small else FULL)
+    if options.save:
+        figures.save()
+        (TREE / "ops" / "performance.svg").write_text(plot.svg(figures.curves))
+    missed = [figure.name for figure in figures.all if not figure.good]
+    if options.small:
+        plot.svg(figures.curves)
+        return 0
+    print(f"{len(figures.all)} figures, {len(missed)} missed")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
