@@ -31,7 +31,7 @@ class Folder:
 
     def stranger_of(self, info: os.stat_result) -> int | None:
         """The stranger by whose hand a file in here may come: see `_stranger`."""
-        return self.stranger or _stranger(self.fd, info)
+        return self.stranger or _stranger(os.fstat(self.fd), info)
 
 
 class Tree:
@@ -46,15 +46,16 @@ class Tree:
 
         Raises OSError, with ELOOP where a link lies in the way.
         """
-        if make:
-            files.make_folder(self.root)
-        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        here, stranger = self.root, None
+        parts = path.relative_to(self.root).parts
+        here, stranger = os.fspath(self.root), None
+        fd = self._open_root(make)
         try:
-            for name in path.relative_to(self.root).parts:
-                outer, fd = fd, _step(fd, here / name, make)
-                here /= name
-                stranger = stranger or _stranger(outer, os.fstat(fd))
+            info = os.fstat(fd)
+            for name in parts:
+                here = f"{here}/{name}"
+                outer, fd = fd, _step(fd, name, here, make)
+                around, info = info, os.fstat(fd)
+                stranger = stranger or _stranger(around, info)
                 os.close(outer)
             yield Folder(fd, stranger)
         except OSError as error:
@@ -63,6 +64,15 @@ class Tree:
             raise
         finally:
             os.close(fd)
+
+    def _open_root(self, make: bool) -> int:
+        try:
+            return os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            if not make:
+                raise
+        files.make_folder(self.root)
+        return os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
 
     def stat(self, path: Path) -> os.stat_result:
         """As os.lstat."""
@@ -97,32 +107,32 @@ def unlink(name: str, fd: int) -> None:
         os.unlink(name, dir_fd=fd)
 
 
-def _step(fd: int, path: Path, make: bool) -> int:
-    """Open the folder `path`, which lies in the open folder `fd`."""
-    if path.name == "..":
-        raise OSError(errno.EINVAL, "leads out of its root", str(path))
+def _step(fd: int, name: str, path: str, make: bool) -> int:
+    """Open the folder `name`, which lies in the open folder `fd`; `path` is its whole path."""
+    if name == "..":
+        raise OSError(errno.EINVAL, "leads out of its root", path)
     try:
-        return os.open(path.name, STEP, dir_fd=fd)
+        return os.open(name, STEP, dir_fd=fd)
     except FileNotFoundError:
         if not make:
             raise
     except NotADirectoryError:
-        info = os.stat(path.name, dir_fd=fd, follow_symlinks=False)
+        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
         if not (stat.S_ISLNK(info.st_mode) or stat.S_ISDIR(info.st_mode)):  # swapped just now
             raise
         why = "is a symbolic link, which is never followed: put a folder (or a mount) in its place"
-        raise OSError(errno.ELOOP, why, str(path)) from None
+        raise OSError(errno.ELOOP, why, path) from None
     with contextlib.suppress(FileExistsError):
-        os.mkdir(path.name, dir_fd=fd)
+        os.mkdir(name, dir_fd=fd)
     os.fsync(fd)
-    return _step(fd, path, make=False)
+    return _step(fd, name, path, make=False)
 
 
-def _stranger(folder: int, info: os.stat_result) -> int | None:
-    """The owner of what lies in the open `folder`, where anybody may have put it there.
+def _stranger(folder: os.stat_result, info: os.stat_result) -> int | None:
+    """The owner of what lies in `folder`, where anybody may have put it there.
 
     None where root or we own it, and where not everybody may write to the folder: whoever may has
     been given that right.
     """
-    anybody = os.fstat(folder).st_mode & stat.S_IWOTH
+    anybody = folder.st_mode & stat.S_IWOTH
     return info.st_uid if anybody and info.st_uid not in (0, os.geteuid()) else None

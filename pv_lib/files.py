@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Callable
@@ -32,6 +33,8 @@ TRANSIENT = frozenset(
 
 
 _NO_ROOM = 1 << 20  # bytes
+_OURS = f"{os.getpid():x}-{os.urandom(6).hex()}"  # one process, of all there ever were
+_count = itertools.count()
 
 
 def refusal(error: OSError, what: str) -> ValetError:
@@ -55,7 +58,7 @@ def raise_if_full(*places: Path) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path | str) -> None:
     """Make the names in `folder` durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -74,7 +77,7 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def write(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write(path: Path | str, data: bytes, *, durable: bool = True) -> None:
     """Replace `path` with `data`: readers see the old file or the new one, whole.
 
     With `durable` it survives a power cut; without, only a crash of this process.
@@ -82,15 +85,16 @@ def write(path: Path, data: bytes, *, durable: bool = True) -> None:
     """
     temp = _write_temp(path, data, durable)
     try:
-        temp.rename(path)
+        os.rename(temp, path)
     except OSError:
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temp)
         raise
     if durable:
-        sync_folder(path.parent)
+        sync_folder(os.path.dirname(path))
 
 
-def create(path: Path, data: bytes, *, durable: bool = True) -> None:
+def create(path: Path | str, data: bytes, *, durable: bool = True) -> None:
     """Write `path` whole, unless it exists: then FileExistsError and nothing changes.
 
     Of two processes creating the same file, exactly one succeeds.
@@ -99,9 +103,10 @@ def create(path: Path, data: bytes, *, durable: bool = True) -> None:
     try:
         os.link(temp, path)
     finally:
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temp)
     if durable:
-        sync_folder(path.parent)
+        sync_folder(os.path.dirname(path))
 
 
 def read_regular(
@@ -163,12 +168,14 @@ def write_new(
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     fd = os.open(path, flags, 0o600, dir_fd=dir_fd)
     try:
-        with open(fd, "wb", buffering=0) as file:
+        try:
             view = memoryview(data)
             while view:
-                view = view[file.write(view) :]
+                view = view[os.write(fd, view) :]
             if durable:
                 os.fsync(fd)
+        finally:
+            os.close(fd)
     except OSError:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path, dir_fd=dir_fd)
@@ -177,10 +184,10 @@ def write_new(
 
 def temp_name() -> str:
     """A dot-name that nobody else has."""
-    return f".{os.getpid():x}-{os.urandom(6).hex()}.tmp"
+    return f".{_OURS}-{next(_count):x}.tmp"
 
 
-def _write_temp(path: Path, data: bytes, durable: bool) -> Path:
-    temp = path.with_name(temp_name())
+def _write_temp(path: Path | str, data: bytes, durable: bool) -> str:
+    temp = os.path.join(os.path.dirname(path), temp_name())
     write_new(temp, data, durable=durable)
     return temp

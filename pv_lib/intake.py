@@ -83,13 +83,15 @@ class Intake:
         checked = [self._check(submission) for submission in submissions]
         self._check_room()
         records = [self._first_record(submission) for submission in checked]
-        paths = [Path(record.inbox_path or "") for record in records]
         drops = [
-            (path.name, frontmatter.write(submission.text, _keys(record), _OWN_KEYS))
-            for path, record, submission in zip(paths, records, checked, strict=True)
+            (
+                os.path.basename(record.inbox_path or ""),
+                frontmatter.write(submission.text, _keys(record), _OWN_KEYS),
+            )
+            for record, submission in zip(records, checked, strict=True)
         ]
         try:
-            self._inbox.drop(paths[0].parent, drops)
+            self._inbox.drop(Path(records[0].inbox_path or "").parent, drops)
         except OSError as error:
             raise files.refusal(error, "the prompt could not be stored") from error
         for record in records:
@@ -166,6 +168,7 @@ class Intake:
             branch=_shown(prompt.branch),
             branch_name=_shown(prompt.branch),
             inbox_path=_shown(str(prompt.path)),
+            log_path=self._runs.file(job_id, "job.log"),
             created_at=job.stamp(now),
             updated_at=job.stamp(now),
         )
@@ -257,8 +260,12 @@ class Intake:
         job_id = self._ids.new()
         now = job.stamp(self._clock())
         where = (submission.repo, submission.branch, submission.filename)
+        owner, _, name = submission.repo.rpartition("/")
         return Record(
             job_id=job_id,
+            repo=submission.repo,
+            git_owner=owner or None,
+            repo_name=name,
             filename=submission.filename,
             branch=submission.branch,
             branch_name=submission.branch,
@@ -272,10 +279,10 @@ class Intake:
             created_at=now,
             updated_at=now,
             inbox_path=str(self._inbox.queue_path(job_id, *where)),
-        ).with_(**job.split_repo(submission.repo))
+            log_path=self._runs.file(job_id, "job.log"),
+        )
 
     def _record(self, record: Record) -> None:
-        record = record.with_(log_path=str(self._runs.log_path(record.job_id)))
         if not self._runs.create(record) and record.state.terminal:
             self._runs.write(record)
 

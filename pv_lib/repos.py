@@ -16,6 +16,7 @@ from pv_lib.git import Git, GitFailed
 from pv_lib.job import BRANCH, OWNER, REPO
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_REFS = ("heads", "remotes/origin")
 PLAIN_BRANCH = "main"  # the one branch that a folder without git is taken to have
 
 
@@ -27,6 +28,7 @@ class Repos:
 
     def __init__(self, root: Path, git: Git, clone_url: str | None = None) -> None:
         self.root = root
+        self._root = os.fspath(root)
         self._git = git
         self._clone_url = clone_url
 
@@ -56,7 +58,7 @@ class Repos:
             repo = f"{owners[0]}/{repo}" if owners else repo
         elif not REPO.fullmatch(repo):
             raise Invalid.of([("repo", "must be owner/name, of letters, digits, dot, - and _")])
-        if "/" in repo and (self._clone_url or (self.root / repo).is_dir()):
+        if "/" in repo and (self._clone_url or os.path.isdir(f"{self._root}/{repo}")):
             return repo
         ways = "clone it there, or set PV_GIT_CLONE_URL and name it as owner/name"
         why = f"there is no repository {repo} in {self.root}: {ways}"
@@ -78,10 +80,9 @@ class Repos:
         """
         if not BRANCH.fullmatch(branch):
             raise Invalid.of([("branch", "is not a branch name that git would take")])
-        path = self.root / repo
-        loose = (Path(".git/refs", place, branch) for place in ("heads", "remotes/origin"))
-        known = any((path / ref).is_file() for ref in loose) or branch in self._branches(path)
-        if known or self.is_missing(repo):
+        refs = f"{self._root}/{repo}/.git/refs"
+        loose = any(os.path.isfile(f"{refs}/{where}/{branch}") for where in _REFS)
+        if loose or branch in self._branches(self.root / repo) or self.is_missing(repo):
             return
         why = f"the repository {repo} has no branch {branch}"
         raise NotFound(why, [("branch", why)])

@@ -73,19 +73,16 @@ class Runs:
         """The job's `job.json`."""
         return self.folder(job_id) / "job.json"
 
-    def log_path(self, job_id: str) -> Path:
-        """The job's `job.log`, whatever its record says."""
-        return self.folder(job_id) / "job.log"
-
     def create(self, record: Record) -> bool:
         """Write a first record, unless the job has one already: then False.
 
         Not fsynced: the prompt in the inbox is the durable half and can rebuild it.
         """
-        path = self.record_path(record.job_id)
-        path.parent.mkdir(exist_ok=True)
+        folder = os.fspath(self.folder(record.job_id))
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
         try:
-            files.create(path, job.encode(record), durable=False)
+            files.create(f"{folder}/job.json", job.encode(record), durable=False)
         except FileExistsError:
             return False
         self.written(record)
