@@ -10,9 +10,11 @@ credentials) are kept. Knows nothing of jobs, branches or work trees.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -199,6 +201,7 @@ class Git:
             try:
                 child = subprocess.Popen(
                     argv,
+                    executable=_program(argv[0], self.environ.get("PATH")),
                     cwd=cwd,
                     stdin=given,
                     stdout=into or said,
@@ -233,6 +236,12 @@ class Git:
                 os.close(handle)
             if child.poll() is None:
                 _end(child)
+
+
+@functools.lru_cache(maxsize=16)
+def _program(name: str, path: str | None) -> str:
+    """Where it is, so that each call need not search a long PATH again."""
+    return shutil.which(name, path=path) or name
 
 
 def reason(done: Done) -> str:

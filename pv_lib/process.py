@@ -5,7 +5,8 @@ Three files in the run folder outlive this server and tell any later one where t
     agent.lock  held (flock) by the `sh` around the agent as long as the agent lives; no pid to
                 be reused, no heartbeat to be late. It holds the boot id, written durably before
                 the agent can start.
-    agent.pid   written by that `sh` before it starts the agent: its pid, also the group's
+    agent.pid   written by that `sh` before it starts the agent: its pid, also the group's. As soon
+                as it is not empty the agent may have started; a rename would cost a process
     agent.exit  the agent's exit status, by rename, before the lock falls free
 
 The agent's three streams are files, so it works on when the server dies. The lock is the
@@ -37,7 +38,7 @@ _LOOKS = 50  # at /proc, where something forks all the time: far more than a cha
 _WRAPPER = """\
 trap : INT TERM HUP
 run=$1; shift
-echo $$ >"$run/.agent.pid" && mv "$run/.agent.pid" "$run/agent.pid" || exit 125
+echo $$ >"$run/agent.pid" || exit 125
 "$@" <"$run/prompt.md"
 status=$?
 until echo $status >"$run/.agent.exit" && mv "$run/.agent.exit" "$run/agent.exit"; do
@@ -255,7 +256,10 @@ def end_carriers(job_id: str, grace: float) -> None:
 
 
 def _left_traces(run: Path) -> bool:
-    return (run / "agent.pid").exists() or (run / "agent.exit").exists()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if (run / "agent.pid").stat().st_size:
+            return True
+    return (run / "agent.exit").exists()
 
 
 def _open_lock(run: Path) -> int:

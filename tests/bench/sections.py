@@ -241,15 +241,22 @@ def starts(figures: Figures, scale: Scale) -> None:
                     receipt = valet.submit(f"job {number}")
                     answered[receipt["job_id"]] = time.time()
                 for job_id, moment in answered.items():
+                    times.append(1000 * (_started(valet.runs / job_id) - moment))
                     valet.await_end(job_id)
-                    word, _, started = valet.log(job_id).split("\n")[0].partition(" ")
-                    assert word == "started"
-                    times.append(1000 * (float(started) - moment))
         name = f"201 to the agent's start, {count} at once"
         bound = "< 20" if count == 1 else ""
         figures.say(f"{name}, median", statistics.median(times), "ms", bound)
         figures.curve(JOBS, "median", count, statistics.median(times))
         figures.curve(JOBS, "slowest", count, max(times))
+
+
+def _started(run: Path) -> float:
+    """When the agent said its first word; read from its file, to leave the server alone."""
+    raw = run / "codex.jsonl"
+    until(lambda: raw.exists() and b"\n" in raw.read_bytes(), "the agent's first word")
+    word, moment = raw.read_text().split()[:2]
+    assert word == "started"
+    return float(moment)
 
 
 def logs(figures: Figures, scale: Scale) -> None:
