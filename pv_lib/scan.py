@@ -14,6 +14,7 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from pv_lib import beneath
 from pv_lib.beneath import Tree
 from pv_lib.prompt import Prompt, prompt_at
 
-AT_ONCE = 1000  # quiet folders that one scan asks
+AT_ONCE = 800  # quiet folders that one scan asks
 WARM_SECONDS = 60.0  # after its last change a folder counts as quiet
 _SETTLE_NS = 50_000_000  # a folder changed this recently may change again within one tick
 _MAX_DEPTH = 32
@@ -51,7 +52,7 @@ class Scan:
         self._lock = threading.Lock()  # guards all below
         self._folders: dict[str, _Folder] = {}
         self._warm: set[str] = set()
-        self._cold: dict[str, None] = {}  # whose turn comes first, first
+        self._round: Iterator[str] = iter(())  # those whose turn is still to come
 
     def prompts(self) -> list[Prompt]:
         """Every prompt file, by folder and name. Raises OSError where the root cannot be read."""
@@ -60,14 +61,20 @@ class Scan:
                 self._read(self._root)
             for path in sorted(self._warm):
                 self._ask(path)
-            for path in list(islice(self._cold, self._at_once)):
-                del self._cold[path]  # it goes to the end
+            for path in self._in_turn():
                 self._ask(path)
             found = []
             for path in self._warm:
                 found += [self._now(prompt) for prompt in self._folders[path].prompts]
         there = (prompt for prompt in found if prompt)
         return sorted(there, key=lambda prompt: (prompt.folders, prompt.path.name))
+
+    def _in_turn(self) -> list[str]:
+        """The next quiet folders."""
+        turn = list(islice(self._round, self._at_once))
+        if len(turn) < self._at_once:  # a new round
+            self._round = iter(list(self._folders))
+        return [path for path in turn if path not in self._warm]
 
     def _now(self, prompt: Prompt) -> Prompt | None:
         """A dropped file as it is now."""
@@ -106,10 +113,8 @@ class Scan:
         """How often it is asked from now on; it `changed` at that time, in ns."""
         if folder.prompts or not folder.signature or time.time_ns() - changed < self._warm_ns:
             self._warm.add(path)
-            self._cold.pop(path, None)
         else:
             self._warm.discard(path)
-            self._cold[path] = None
 
     def _read(self, path: str) -> None:
         with self._tree.folder(Path(path)) as opened:
@@ -162,7 +167,6 @@ class Scan:
     def _forget(self, path: str) -> None:
         folder = self._folders.pop(path, None)
         self._warm.discard(path)
-        self._cold.pop(path, None)
         for name in folder.inner if folder else ():
             self._forget(f"{path}/{name}")
 

@@ -19,7 +19,6 @@ from pv_lib.job import Record, State
 FIRST_MOMENT = 1_750_000_000_000  # Unix milliseconds of the oldest run
 OWNERS, NAMES, BRANCHES = 7, 13, 5
 _LINE = "%06d the agent did this and that in the work tree of its job\n"
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 # bash, because it knows the time without starting a program.
 AGENT = """\
@@ -124,9 +123,9 @@ class Process:
 
     @property
     def used(self) -> float:
-        """Seconds of processor time so far."""
-        words = (self._proc / "stat").read_text().rpartition(")")[2].split()
-        return (int(words[11]) + int(words[12])) / _TICKS
+        """Seconds of processor time that its living threads have had; exact, unlike `stat`."""
+        tasks = (self._proc / "task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
     def share(self, seconds: float) -> float:
         """Per cent of one core that it uses while nobody asks anything."""
