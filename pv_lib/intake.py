@@ -13,8 +13,9 @@ import os
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ class Submission:
     idempotency: str | None = None
 
 
+@dataclass(eq=False, slots=True)
+class _Ticket:
+    """What one submission wants stored in one folder, as (name, bytes); all or none of it."""
+
+    records: list[Record]
+    folder: Path
+    drops: list[tuple[str, bytes]]
+    served: bool = False
+    error: ValetError | None = field(default_factory=lambda: ValetError("it was not stored"))
+
+
 class Intake:
     """The door. One per process; the API and the watcher each bring their own prompts."""
 
@@ -72,6 +84,8 @@ class Intake:
         self.repos = repos
         self._clock = clock
         self._ids = JobIds(clock)
+        self._desk = threading.Lock()  # held by the thread that stores for all who wait
+        self._tickets: deque[_Ticket] = deque()
         self._keyed = threading.Lock()  # guards _recovered, and one keyed submission at a time
         self._recovered = False  # whether every file in the inbox has its record
 
@@ -81,7 +95,6 @@ class Intake:
         Raises Invalid, NotFound, TooLarge or NoRoom; an OSError of the disk becomes NoRoom.
         """
         checked = [self._check(submission) for submission in submissions]
-        self._check_room()
         records = [self._first_record(submission) for submission in checked]
         drops = [
             (
@@ -90,14 +103,51 @@ class Intake:
             )
             for record, submission in zip(records, checked, strict=True)
         ]
-        try:
-            self._inbox.drop(Path(records[0].inbox_path or "").parent, drops)
-        except OSError as error:
-            raise files.refusal(error, "the prompt could not be stored") from error
-        for record in records:
-            with contextlib.suppress(OSError):  # the watcher can make it from the inbox file
-                self._record(record)
+        ticket = _Ticket(records, Path(records[0].inbox_path or "").parent, drops)
+        self._tickets.append(ticket)
+        with self._desk:
+            if not ticket.served:
+                self._serve([self._tickets.popleft() for _ in range(len(self._tickets))])
+        if ticket.error is not None:
+            raise ticket.error
         return records
+
+    def _serve(self, tickets: list[_Ticket]) -> None:
+        """Store for all who wait at once.
+
+        Eight threads that did it side by side would take twice as long: each call of the system
+        hands the interpreter over, and each would sync the folder for itself.
+        """
+        folders: dict[Path, list[_Ticket]] = {}
+        for ticket in tickets:
+            ticket.served = True
+            folders.setdefault(ticket.folder, []).append(ticket)
+        try:
+            self._check_room()
+        except ValetError as error:
+            for ticket in tickets:
+                ticket.error = error
+            return
+        for group in folders.values():
+            self._store(group)
+
+    def _store(self, tickets: list[_Ticket]) -> None:
+        """Those of one folder, together or else each for itself."""
+        drops = [drop for ticket in tickets for drop in ticket.drops]
+        try:
+            self._inbox.drop(tickets[0].folder, drops)
+        except OSError as error:
+            if len(tickets) == 1:
+                tickets[0].error = files.refusal(error, "the prompt could not be stored")
+                return
+            for ticket in tickets:
+                self._store([ticket])
+            return
+        for ticket in tickets:
+            ticket.error = None
+            for record in ticket.records:
+                with contextlib.suppress(OSError):  # the watcher can make it from the inbox file
+                    self._record(record)
 
     def submit_once(self, submission: Submission, key: str) -> tuple[Record, bool]:
         """As `submit`, unless `key` came before: then the first answer's record and False.
