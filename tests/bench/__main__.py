@@ -2,7 +2,8 @@
 
 Rates are ratios to a bare http.server handler in the same run, so that machines can differ; times
 are of this run. Nothing in the test suite asserts them. `--small` only shows that it works;
-`--save` keeps the figures for the next run in tests/bench.json and draws ops/performance.svg.
+`--save` keeps the figures for the next run in tests/bench.json, draws ops/performance.svg and
+writes the table into ops/performance.md.
 """
 
 from __future__ import annotations
@@ -19,6 +20,14 @@ from bench import plot  # noqa: E402 - the path comes first
 from bench.figures import Figures  # noqa: E402
 from bench.sections import FULL, SECTIONS, SMALL  # noqa: E402
 from harness import TREE  # noqa: E402
+
+_MARK, _END = "<!-- figures -->", "<!-- end -->"
+
+
+def _fill_in(document: Path, table: str) -> None:
+    start, mark, rest = document.read_text().partition(_MARK)
+    end = rest[rest.index(_END) :]
+    document.write_text(f"{start}{mark}\n{table}\n{end}")
 
 
 def main() -> int:
@@ -38,6 +47,7 @@ def main() -> int:
     if options.save:
         figures.save()
         (TREE / "ops" / "performance.svg").write_text(plot.svg(figures.curves))
+        _fill_in(TREE / "ops" / "performance.md", figures.table())
     missed = [figure.name for figure in figures.all if not figure.good]
     if options.small:
         plot.svg(figures.curves)

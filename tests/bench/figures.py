@@ -53,6 +53,17 @@ class Figures:
         """A point of a line that shows how a figure grows."""
         self.curves.setdefault(panel, {}).setdefault(line, []).append((x, round(y, 4)))
 
+    def table(self) -> str:
+        """All as a table in Markdown."""
+        rows = ["| figure | now | wanted | before |", "|---|---|---|---|"]
+        for figure in self.all:
+            was = self._before.get(figure.name)
+            before = "" if was is None else f"{was:.2f}"
+            missed = "" if figure.good else " **missed**"
+            now = f"{figure.value:.2f} {figure.unit}"
+            rows.append(f"| {figure.name} | {now} | {figure.wanted}{missed} | {before} |")
+        return "\n".join(rows)
+
     def save(self) -> None:
         """For the next run to compare with."""
         plain: dict[str, Any] = {
