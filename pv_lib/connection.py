@@ -367,7 +367,7 @@ class Connection(BaseHTTPRequestHandler):
     def _follow(self, answer: Follow, *, bare: bool) -> bool:
         try:
             self._write(wire.encode_stream_head(time.time()) + (b"" if bare else answer.greeting))
-        except OSError:
+        except (OSError, _Gone):
             answer.drop()
             raise
         if bare:

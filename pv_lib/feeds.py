@@ -73,7 +73,9 @@ class LogFeed:
     def look(self) -> None:
         """The state first and the size behind it: what is written before the end is all there."""
         self._record = self._index.known(self._job_id)
-        self._over = self._record is None or self._record.state.terminal
+        self._over = (
+            self._record.state.terminal if self._record else not self._index.has(self._job_id)
+        )
         if self._log is None:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError, Invalid):
                 self._log = files.open_regular(self._index.runs.file(self._job_id, "job.log"))

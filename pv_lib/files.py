@@ -150,6 +150,8 @@ def _open_regular(path: Path | str, dir_fd: int | None) -> tuple[int, os.stat_re
         if error.errno == errno.ELOOP:
             name = os.path.basename(path)
             raise Invalid(f"{name} is a symbolic link, which is never followed") from error
+        if error.errno == errno.ENXIO:  # a socket
+            raise Invalid(f"{os.path.basename(path)} is not a regular file") from error
         raise
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):

@@ -21,10 +21,9 @@ from dataclasses import dataclass, field
 
 from pv_lib.feeds import END, Feed, Forgotten, Place
 from pv_lib.journal import Journal
-from pv_lib.limits import SEND_SECONDS
+from pv_lib.limits import KEEP_ALIVE, SEND_SECONDS
 
 TICK = 0.02  # seconds between two looks at what is followed
-KEEP_ALIVE = 10.0  # seconds of silence after which a comment is sent
 _HEAR = select.EPOLLIN | select.EPOLLRDHUP
 _SEND_BUFFER = 1 << 16  # bytes in the kernel: all that a client who does not read may cost
 _COMMENT = b": keep-alive\n\n"
@@ -41,6 +40,7 @@ class _Follower:
     place: Place
     done: Callable[[], None]  # called once, when it has been dropped
     sent: int = 0
+    spoke: float = field(default_factory=time.monotonic)  # when it heard last while behind
     stuck_since: float | None = None  # monotonic; its socket takes no more for now
 
 
@@ -129,8 +129,9 @@ class Followers:
             self._let_go()
         self._admit()
         for follower in list(self._followers.values()):
-            channel = follower.channel
-            if follower in channel.in_step and not channel.place.inside:
+            in_step = follower in follower.channel.in_step
+            place = follower.channel.place if in_step else follower.place
+            if not place.inside and (in_step or not follower.sent):
                 with contextlib.suppress(OSError):
                     follower.sock.send(_RECONNECT)
             self._drop(follower)
@@ -226,6 +227,9 @@ class Followers:
             self._drop(follower)
             return
         data, after = known[place]
+        if not data and channel.in_step and after != channel.place:
+            self._keep_alive(follower)
+            return
         try:
             follower.sent += follower.sock.send(memoryview(data)[follower.sent :]) if data else 0
         except BlockingIOError:
@@ -237,15 +241,31 @@ class Followers:
         if follower.sent < len(data):
             self._stick(follower, again=True)
             return
-        follower.place, follower.sent = after, 0
+        follower.place, follower.sent, follower.spoke = after, 0, time.monotonic()
         self._free(follower)
         self._hasty = self._hasty or bool(data)
         if after == END:
             self._drop(follower)
         elif not channel.in_step or after == channel.place:
             channel.behind.discard(follower)
+            if not channel.in_step:
+                channel.place, channel.spoke = after, follower.spoke
             channel.in_step.add(follower)
-            channel.place, channel.spoke = after, time.monotonic()
+
+    def _keep_alive(self, follower: _Follower) -> None:
+        """One whose place nobody else has, as that behind a log's end: nothing comes of it yet."""
+        now = time.monotonic()
+        if follower.place.inside or now - follower.spoke <= KEEP_ALIVE:
+            return
+        follower.spoke = now
+        try:
+            whole = follower.sock.send(_COMMENT) == len(_COMMENT)
+        except BlockingIOError:
+            return
+        except OSError:
+            whole = False
+        if not whole:
+            self._drop(follower)
 
     def _stick(self, follower: _Follower, *, again: bool = False) -> None:
         """Wait until its socket takes more; `again`: it has just taken something."""

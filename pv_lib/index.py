@@ -25,7 +25,7 @@ from pv_lib.kept import Kept
 from pv_lib.store import RECORD_LIMIT, Runs
 
 _LOOK_SECONDS = 0.25
-_REST = 20  # a look may take a twentieth of the time at most
+_REST, _LONGEST_REST = 20, 1.5  # between two looks: so many times a look, and seconds at most
 _COMPLETE_SECONDS = 10.0  # how long a question waits for the first look's end
 _PAGE = 256  # ids that are taken at once
 _RECORDS = 2048  # of ended jobs, that were asked for last
@@ -87,6 +87,10 @@ class Index:
             return living.record
         return self._recent.get(job_id) or self._look_at(job_id)
 
+    def has(self, job_id: str) -> bool:
+        """Whether there is such a job, whether its record can be read now or not."""
+        return job_id in self._facets
+
     def living(self) -> list[Record]:
         """Every record that is not terminal, oldest first; waits for the first look's end."""
         self._complete.wait()
@@ -114,7 +118,7 @@ class Index:
         while ids := self._page(before, facets):
             for job_id in reversed(ids):
                 record = self.known(job_id)
-                if record is not None:
+                if record and set(facets.items()) <= _keys(job.facets(record)):
                     yield record
             before = ids[0]
 
@@ -195,7 +199,7 @@ class Index:
             with contextlib.suppress(OSError):  # no descriptor, no rights: the next look may
                 self.look()
                 self._complete.set()
-            time.sleep(max(_LOOK_SECONDS, _REST * (time.monotonic() - began)))
+            time.sleep(min(_LONGEST_REST, max(_LOOK_SECONDS, _REST * (time.monotonic() - began))))
 
     def _await_complete(self) -> None:
         if not self._complete.wait(_COMPLETE_SECONDS):
@@ -293,7 +297,8 @@ class Index:
         except BadRecord as error:
             entry = _Living(signature, None, error.detail)
         except OSError as error:  # no signature: it is read again at the next look
-            entry = _Living((0, 0, 0), None, f"job {job_id}: {error}")
+            last = before[1].record if before[1] else None
+            entry = _Living((0, 0, 0), last, f"job {job_id}: {error}")
         with self._lock:
             if self._known(job_id) != before:
                 return self._told(job_id, entry.record)
@@ -314,9 +319,9 @@ class Index:
     def _note(self, record: Record) -> None:
         """A writer of this process has put the record on the disk."""
         with self._lock:
-            self._keep(record.job_id, _Living(None, record))
+            self._keep(record.job_id, _Living(None, record), written=True)
 
-    def _keep(self, job_id: str, entry: _Living) -> None:
+    def _keep(self, job_id: str, entry: _Living, *, written: bool = False) -> None:
         known = self._living.get(job_id)
         record = entry.record
         facets = self._share(job.facets(record), job_id) if record else None
@@ -328,8 +333,12 @@ class Index:
             self._recent.put(job_id, record)
         else:
             self._living[job_id] = entry
-        if news:
-            self._tell(job_id, record)
+            self._recent.drop(job_id)
+        if news and record:
+            self._tell(job_id, record, written=written)
+        elif news:  # it cannot be read now; it is not gone for that
+            self.version += 1
+            self._places = None
 
     def _file(self, job_id: str, facets: Facets | None) -> bool:
         """Where it is found from now on; whether that is news."""
@@ -368,11 +377,11 @@ class Index:
         self._recent.drop(job_id)
         self._tell(job_id, None)
 
-    def _tell(self, job_id: str, record: Record | None) -> None:
+    def _tell(self, job_id: str, record: Record | None, *, written: bool = False) -> None:
         self.version += 1
         if record is None or record.state is State.CREATED:
             self._places = None
-        if self._complete.is_set():
+        if written or self._complete.is_set():
             self._changes.append((job_id, record))
             self.told += 1
 

@@ -18,6 +18,7 @@ HEAD_SECONDS = 10.0  # from a request's first byte to its blank line
 BODY_SECONDS = 60.0  # from the blank line to the body's last byte
 SEND_SECONDS = 60.0  # a write to a client that does not read, and a second per SEND_RATE bytes
 SEND_RATE = 64 << 10
+KEEP_ALIVE = 10.0  # seconds of silence after which a stream gets a comment
 MAX_CONNECTIONS = 256  # each has a thread while it lasts
 _BODIES = 64 << 20  # bytes of large request bodies in memory
 SMALL_BODY = 64 << 10  # up to here a body does not count

@@ -62,7 +62,11 @@ class Views:
         )
 
     def _encode(self, record: Record) -> _Encoded:
-        text = json.dumps(job.to_dict(record), ensure_ascii=False)
+        try:
+            text = json.dumps(job.to_dict(record), ensure_ascii=False)
+        except RecursionError:  # by other hands, nested as deep as could just be read
+            plain = record.with_(usage=None, result=None, extra={})
+            text = json.dumps(job.to_dict(plain), ensure_ascii=False)
         start = text.encode("utf-8", "replace")[:-1]
         fresh = _Encoded(record, start, job.seconds_of(record.created_at))
         self._kept.put(record.job_id, fresh)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import FAKE, NOBODY, TREE, Valet, built, program
+from harness import FAKE, NOBODY, PROGRAMS, TREE, Valet, built, program
 from needs import need
 
 
@@ -40,6 +41,21 @@ def valet(make_valet: Callable[..., Valet]) -> Valet:
     valet = make_valet()
     valet.start()
     return valet
+
+
+@pytest.fixture
+def quick(make_valet: Callable[..., Valet]) -> Callable[..., Valet]:
+    """Makes a server with other limits than the product's."""
+
+    def make(settings: dict[str, str] | None = None, **limits: float) -> Valet:
+        valet = make_valet(**(settings or {}))
+        changes = ",".join(f"{name}={value}" for name, value in limits.items())
+        script = str(PROGRAMS / "quick_limits.py")
+        valet.program = [sys.executable, "-I", "-S", script, changes, str(built())]
+        valet.start()
+        return valet
+
+    return make
 
 
 @pytest.fixture

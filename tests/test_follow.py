@@ -21,13 +21,16 @@ from pv_lib.index import Index
 from pv_lib.store import Runs
 
 
-def open_stream(valet: Valet, path: str, *, buffer: int | None = None) -> socket.socket:
+def open_stream(
+    valet: Valet, path: str, *, buffer: int | None = None, last_event_id: str | None = None
+) -> socket.socket:
     client = socket.socket()
     if buffer:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     client.settimeout(DEADLINE)
     client.connect(("127.0.0.1", valet.port))
-    client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    last = f"Last-Event-ID: {last_event_id}\r\n" if last_event_id else ""
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{last}\r\n".encode())
     return client
 
 

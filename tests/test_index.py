@@ -140,6 +140,25 @@ def test_what_other_hands_write_and_delete_is_found(index: Index, runs: Runs) ->
     assert ids(index) == by_hand(runs) or set(ids(index)) == {"bare", f"{1000:032x}", new}
 
 
+def test_what_a_writer_tells_before_the_first_look_is_a_change_too(runs: Runs) -> None:
+    index = Index(runs)
+    before = index.told
+    runs.create(Record(f"{1:032x}"))
+    told = index.changes(before)
+    assert told is not None and [job_id for job_id, _ in told] == [f"{1:032x}"]
+
+
+def test_a_record_nested_as_deep_as_can_be_read_is_listed(valet: Valet) -> None:
+    for depth in (500, 900, 960, 970, 975, 980, 985, 990, 995, 1000):
+        run = valet.runs / f"deep{depth}"
+        run.mkdir()
+        nested = '{"a":' * depth + "1" + "}" * depth
+        (run / "job.json").write_text(f'{{"state": "failed", "odd": {nested}}}')
+    until(lambda: valet.get("/api/v1/status")["jobs"]["total"] >= 4, "those that can be read")
+    found = valet.ask("GET", "/api/v1/jobs")  # nested too deep for a client as this one
+    assert found.status == 200 and b"deep500" in found.body
+
+
 def test_a_deleted_runs_root_has_no_jobs_until_it_is_back(index: Index, runs: Runs) -> None:
     aside = runs.root.with_name("aside")
     runs.root.rename(aside)

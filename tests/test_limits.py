@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import DEADLINE, PROGRAMS, REPO, Valet, built, until
+from harness import DEADLINE, REPO, Valet, until
 
 from pv_lib.gate import Gate
 from pv_lib.journal import Journal
@@ -24,21 +23,6 @@ BODY = (
     b"Content-Length: 500\r\n\r\n"
 )
 FIXED_THREADS = 8  # main, accept, watcher, follow and a few that come and go
-
-
-@pytest.fixture
-def quick(make_valet: Callable[..., Valet]) -> Callable[..., Valet]:
-    """Makes a server with other limits than the product's."""
-
-    def make(settings: dict[str, str] | None = None, **limits: float) -> Valet:
-        valet = make_valet(**(settings or {}))
-        changes = ",".join(f"{name}={value}" for name, value in limits.items())
-        script = str(PROGRAMS / "quick_limits.py")
-        valet.program = [sys.executable, "-I", "-S", script, changes, str(built())]
-        valet.start()
-        return valet
-
-    return make
 
 
 @contextlib.contextmanager

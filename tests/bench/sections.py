@@ -68,7 +68,9 @@ def rate(figures: Figures, name: str, bare: int, port: int, seconds: float, *ask
     low = load.rate(bare, load.get("/"), seconds=half)
     ours = load.rate(port, *asked, seconds=seconds)
     low = (low + load.rate(bare, load.get("/"), seconds=half)) / 2
-    figures.say(name, ours / low, "x bare", WANTED.get(name, ""), f"{ours:.0f} a second")
+    figures.say(
+        name, ours / low, "x bare", WANTED.get(name, ""), f"{ours:.0f} a second, bare {low:.0f}"
+    )
     return ours / low
 
 
