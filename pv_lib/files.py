@@ -35,6 +35,7 @@ TRANSIENT = frozenset(
 _NO_ROOM = 1 << 20  # bytes
 _OURS = f"{os.getpid():x}-{os.urandom(6).hex()}"  # one process, of all there ever were
 _count = itertools.count()
+_TICK_NS, _WHOLE_SECONDS_NS = 50_000_000, 2_100_000_000
 
 
 def refusal(error: OSError, what: str) -> ValetError:
@@ -56,6 +57,15 @@ def raise_if_full(*places: Path) -> None:
             info = os.statvfs(place)
             if info.f_bavail * info.f_frsize < _NO_ROOM:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
+
+
+def settled(changed: int, now: int) -> bool:
+    """Whether what changed at `changed` by its disk's clock will show a further change by its time.
+
+    Both are Unix times in ns. Two changes within a tick have the same time; a tick is a few
+    milliseconds, or up to two seconds on disks that count whole ones: ext3, small ext4, FAT.
+    """
+    return now - changed > (_WHOLE_SECONDS_NS if changed % 10**9 == 0 else _TICK_NS)
 
 
 def sync_folder(folder: Path | str) -> None:

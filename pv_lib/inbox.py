@@ -21,7 +21,7 @@ from pv_lib.beneath import Tree
 from pv_lib.errors import Invalid
 from pv_lib.job import State
 from pv_lib.prompt import ARCHIVED, CLAIMED, QUEUED, Prompt, prompt_at, tidy_stem
-from pv_lib.scan import Scan
+from pv_lib.scan import MAX_DEPTH, Scan
 
 _NAME_BYTES = 255
 _TEMP_SECONDS = 3600.0  # a dot-name this old belongs to no submission that still goes on
@@ -114,9 +114,12 @@ class Inbox:
             return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
         return True
 
-    def scan(self) -> list[Prompt]:
-        """Every prompt file in the inbox, by folder and name. Links are not followed."""
-        return self._scan.prompts()
+    def scan(self, *, thorough: bool = False) -> list[Prompt]:
+        """Every prompt file in the inbox, by folder and name. Links are not followed.
+
+        With `thorough` no folder waits for its turn.
+        """
+        return self._scan.prompts(thorough=thorough)
 
     def look_at(self, path: Path) -> Prompt | None:
         """The prompt at `path`, None when there is none."""
@@ -188,7 +191,10 @@ class Inbox:
 
     def clear_temps(self, wall: float) -> None:
         """Remove what crashed submissions left: dot-names of ours that are an hour old."""
-        for _, _, names, fd in os.fwalk(self.root):
+        root = os.path.realpath(self.root)  # fwalk enters no link, not even the root
+        for folder, inner, names, fd in os.fwalk(root):
+            deep = folder.count("/") - root.count("/") >= MAX_DEPTH
+            inner[:] = [] if deep else [name for name in inner if not name.startswith(".")]
             for name in names:
                 if name.startswith(".") and name.endswith(".tmp"):
                     with contextlib.suppress(OSError):

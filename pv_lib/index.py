@@ -30,7 +30,6 @@ _COMPLETE_SECONDS = 10.0  # how long a question waits for the first look's end
 _PAGE = 256  # ids that are taken at once
 _RECORDS = 2048  # of ended jobs, that were asked for last
 CHANGES = 1024  # that followers can still be told of
-_SETTLE_NS = 50_000_000  # a folder changed this recently may change again within one mtime tick
 _BATCH = 1024  # records of the first look that are taken in at once
 _UNKNOWN = "unknown"
 Signature = tuple[int, int, int]
@@ -174,8 +173,7 @@ class Index:
             mtime = os.stat(self.runs.root).st_mtime_ns
             if mtime != self._folder_mtime:
                 self._look_around()
-                settled = time.time_ns() - mtime > _SETTLE_NS
-                self._folder_mtime = mtime if settled else 0
+                self._folder_mtime = mtime if files.settled(mtime, time.time_ns()) else 0
         except FileNotFoundError:  # the folder itself is gone: the status says so
             self._folder_mtime = 0
             for job_id in list(self._facets):

@@ -21,7 +21,16 @@ from typing import Any
 
 from pv_lib import files, frontmatter, job
 from pv_lib.config import Config
-from pv_lib.errors import Conflict, Invalid, KeyReused, NoRoom, NotFound, TooLarge, ValetError
+from pv_lib.errors import (
+    BadRecord,
+    Conflict,
+    Invalid,
+    KeyReused,
+    NoRoom,
+    NotFound,
+    TooLarge,
+    ValetError,
+)
 from pv_lib.inbox import Inbox
 from pv_lib.index import Index
 from pv_lib.job import JobIds, Record, State
@@ -141,13 +150,34 @@ class Intake:
                 tickets[0].error = files.refusal(error, "the prompt could not be stored")
                 return
             for ticket in tickets:
-                self._store([ticket])
+                self._store_again(ticket)
             return
         for ticket in tickets:
             ticket.error = None
             for record in ticket.records:
                 with contextlib.suppress(OSError):  # the watcher can make it from the inbox file
                     self._record(record)
+
+    def _store_again(self, ticket: _Ticket) -> None:
+        """For itself, after those of its folder could not be stored together.
+
+        Some may have had their names by then, and the watcher may have claimed them.
+        """
+        both = zip(ticket.records, ticket.drops, strict=True)
+        ticket.drops = [drop for record, drop in both if not self._is_taken(record)]
+        if ticket.drops:
+            self._store([ticket])
+        else:
+            ticket.error = None
+
+    def _is_taken(self, record: Record) -> bool:
+        """Whether the watcher has it already, and perhaps brought it to its end."""
+        if self._inbox.holds(self._inbox.places(record.inbox_path, record.job_id)[1]):
+            return True
+        with contextlib.suppress(BadRecord, OSError):
+            known = self._runs.read(record.job_id)
+            return known is not None and known.state is not State.CREATED
+        return False
 
     def submit_once(self, submission: Submission, key: str) -> tuple[Record, bool]:
         """As `submit`, unless `key` came before: then the first answer's record and False.

@@ -19,14 +19,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from pv_lib import beneath
+from pv_lib import beneath, files
 from pv_lib.beneath import Tree
 from pv_lib.prompt import Prompt, prompt_at
 
 AT_ONCE = 800  # quiet folders that one scan asks
 WARM_SECONDS = 60.0  # after its last change a folder counts as quiet
-_SETTLE_NS = 50_000_000  # a folder changed this recently may change again within one tick
-_MAX_DEPTH = 32
+MAX_DEPTH = 32
 _Signature = tuple[int, int, int]
 
 
@@ -54,14 +53,17 @@ class Scan:
         self._warm: set[str] = set()
         self._round: Iterator[str] = iter(())  # those whose turn is still to come
 
-    def prompts(self) -> list[Prompt]:
-        """Every prompt file, by folder and name. Raises OSError where the root cannot be read."""
+    def prompts(self, *, thorough: bool = False) -> list[Prompt]:
+        """Every prompt file, by folder and name; with `thorough` every folder is asked.
+
+        Raises OSError where the root cannot be read.
+        """
         with self._lock:
             if self._root not in self._folders:
                 self._read(self._root)
             for path in sorted(self._warm):
                 self._ask(path)
-            for path in self._in_turn():
+            for path in list(self._folders) if thorough else self._in_turn():
                 self._ask(path)
             found = []
             for path in self._warm:
@@ -102,8 +104,16 @@ class Scan:
                 raise
             if isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 self._forget(path)
+                self._doubt(os.path.dirname(path))
             else:  # not ours to read, no descriptor: it may be another time
                 self._put(path, _Folder(inner=folder.inner))
+
+    def _doubt(self, path: str) -> None:
+        """What was in it is gone: it, or a folder above, was moved, and may come back unchanged."""
+        folder = self._folders.get(path)
+        if folder is not None:
+            folder.signature = None
+            self._warm.add(path)
 
     def _put(self, path: str, folder: _Folder) -> None:
         self._folders[path] = folder
@@ -124,13 +134,13 @@ class Scan:
         """Read the open folder and what is new below it."""
         info, began = os.fstat(fd), time.time_ns()
         fresh = _Folder(_signature(info))
-        if began - info.st_ctime_ns < _SETTLE_NS:
+        if not files.settled(info.st_ctime_ns, began):
             fresh.signature = None
         parts = tuple(path[len(self._root) + 1 :].split("/")) if path != self._root else ()
         with os.scandir(fd) as listing:
             for item in listing:
                 if item.is_dir(follow_symlinks=False):
-                    if len(parts) < _MAX_DEPTH and not item.name.startswith("."):
+                    if len(parts) < MAX_DEPTH and not item.name.startswith("."):
                         fresh.inner[item.name] = item.inode()
                 elif item.name.endswith(".md"):
                     try:

@@ -197,7 +197,7 @@ class Watcher:
         self._notes.clear()
         self._lock.keep()
         began = time.monotonic()
-        scanned = self._house.inbox.scan()
+        scanned = self._house.inbox.scan(thorough=bool(self._missing))  # moved, perhaps
         self._meet_claimed(scanned)
         drops: list[Prompt] = []
         for prompt in scanned:

@@ -35,15 +35,29 @@ class FullForSome(Inbox):
         super().drop(folder, prompts)
 
 
-@pytest.fixture
-def intake(tmp_path: Path) -> Intake:
+class FailsInTheMiddle(Inbox):
+    """A disk that gives the first of several files its name, and fails when it is claimed."""
+
+    def drop(self, folder: Path, prompts: Sequence[tuple[str, bytes]]) -> None:
+        super().drop(folder, prompts[:1])
+        if len(prompts) > 1:
+            self.claim(folder / prompts[0][0])
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+
+
+def make_intake(tmp_path: Path, kind: type[Inbox]) -> Intake:
     make_repository(tmp_path / "repos" / REPO, "dev")
     config, faults = settings.read({"PV_ROOT": str(tmp_path), "PV_MIN_FREE_BYTES": "1MiB"})
     assert not faults + settings.make_folders(config)
     index = Index(Runs(config.runs_root))
     index.start()
-    inbox = FullForSome(config.inbox_root, config.finished_root)
+    inbox = kind(config.inbox_root, config.finished_root)
     return Intake(config, index, inbox, Repos(config.repos_root, Git(os.environ)))
+
+
+@pytest.fixture
+def intake(tmp_path: Path) -> Intake:
+    return make_intake(tmp_path, FullForSome)
 
 
 def submit_all(intake: Intake, texts: Sequence[bytes]) -> list[str | ValetError]:
@@ -85,6 +99,14 @@ def test_one_that_cannot_be_stored_takes_nobody_with_it(intake: Intake, tmp_path
     files = [path for path in (tmp_path / "inbox").rglob("*") if path.is_file()]
     assert sorted(path.read_bytes()[-5:] for path in files) == [b"small"] * texts.count(b"small")
     assert len(list((tmp_path / "runs").glob("*/job.json"))) == texts.count(b"small")
+
+
+def test_what_was_claimed_before_its_group_failed_is_not_stored_again(tmp_path: Path) -> None:
+    found = submit_all(make_intake(tmp_path, FailsInTheMiddle), [b"x"] * THREADS)
+    files = [path.name for path in (tmp_path / "inbox").rglob("*") if path.is_file()]
+    assert len(set(found)) == len(files) == THREADS
+    for job_id in found:
+        assert isinstance(job_id, str) and sum(job_id in name for name in files) == 1
 
 
 def test_a_defect_in_storing_is_no_acknowledgement(intake: Intake, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from harness import NOBODY, until
 
 from pv_lib.beneath import Folder, Tree
+from pv_lib.files import settled
 from pv_lib.prompt import Prompt, prompt_at
 from pv_lib.scan import Scan
 
@@ -128,6 +129,46 @@ def test_many_quiet_folders_take_turns_and_none_is_left_out(tmp_path: Path) -> N
         assert looks <= 5
     drop.write_text("xy")
     assert [prompt.signature[2] for prompt in scan.prompts()] == [2]
+
+
+def test_a_thorough_scan_asks_every_folder(tmp_path: Path) -> None:
+    folders = [tmp_path / f"o{number}" for number in range(30)]
+    for folder in folders:
+        folder.mkdir()
+    scan = Scan(Tree(tmp_path), at_once=1, warm_seconds=0)
+    age(tmp_path)
+    assert scan.prompts() == []
+    (folders[29] / "a.md").write_text("x")
+    assert len(scan.prompts(thorough=True)) == 1
+
+
+@pytest.mark.parametrize("at_once", range(1, 12))
+def test_what_lies_in_a_folder_that_was_away_for_a_while_is_found_again(
+    tmp_path: Path, at_once: int
+) -> None:
+    for number in range(5):
+        (tmp_path / f"o{number}/r/main").mkdir(parents=True)
+    (tmp_path / "o3/r/main/a.md").write_text("x")
+    scan = Scan(Tree(tmp_path), at_once=at_once, warm_seconds=0)
+    age(tmp_path)
+    for _ in range(20):
+        assert len(scan.prompts()) == 1
+    (tmp_path / "o3").rename(tmp_path.with_name("aside"))
+    scan.prompts()
+    tmp_path.with_name("aside").rename(tmp_path / "o3")
+    looks = 0
+    while not scan.prompts():
+        looks += 1
+        assert looks < 40
+
+
+def test_a_change_is_settled_when_a_further_one_would_have_another_time() -> None:
+    second = 10**9
+    assert settled(5 * second + 1, 5 * second + 100_000_000)
+    assert not settled(5 * second + 1, 5 * second + 40_000_000)
+    assert not settled(5 * second, 6 * second)  # a disk that counts whole seconds
+    assert settled(5 * second, 8 * second)
+    assert not settled(9 * second, 5 * second)  # its clock is ahead of ours
 
 
 @pytest.fixture
