@@ -6,8 +6,9 @@ import math
 from html import escape
 
 Curves = dict[str, dict[str, list[tuple[float, float]]]]
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM, GAP = 420, 260, 62, 44, 46, 24
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e")
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM, GAP = 440, 280, 62, 64, 46, 24
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
+LETTER = 6.2  # pixels a letter takes, about
 
 
 def svg(curves: Curves) -> str:
@@ -31,7 +32,7 @@ def _panel(name: str, lines: dict[str, list[tuple[float, float]]]) -> str:
     points = [point for line in lines.values() for point in line]
     x_low, x_high = _decades([x for x, _ in points])
     y_low, y_high = _decades([y for _, y in points])
-    right, low = WIDTH - 12, HEIGHT - BOTTOM
+    right, low = WIDTH - 24, HEIGHT - BOTTOM
 
     def at(x: float, y: float) -> tuple[float, float]:
         share_x = (math.log10(x) - x_low) / (x_high - x_low)
@@ -51,15 +52,28 @@ def _panel(name: str, lines: dict[str, list[tuple[float, float]]]) -> str:
     out.append(f'<text x="{middle}" y="{HEIGHT - 12}" text-anchor="middle">{across}</text>')
     turned = f"translate(14,{(TOP + low) / 2}) rotate(-90)"
     out.append(f'<text transform="{turned}" text-anchor="middle">{up}</text>')
+    words = _legend(list(lines), right)
     for number, (label, line) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
         spots = [at(x, y) for x, y in line]
         way = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
         out.append(f'<path d="M{way}" fill="none" stroke="{colour}" stroke-width="2"/>')
         out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in spots]
-        x = LEFT + number * (right - LEFT) / len(lines)
-        out.append(f'<text x="{x:.1f}" y="34" fill="{colour}">{escape(label)}</text>')
+        x, y = words[number]
+        out.append(f'<text x="{x:.1f}" y="{y}" fill="{colour}">{escape(label)}</text>')
     return "".join(out)
+
+
+def _legend(labels: list[str], right: float) -> list[tuple[float, int]]:
+    """Where each label begins: one behind the other, in as many rows as it takes."""
+    places: list[tuple[float, int]] = []
+    x, y = float(LEFT), 34
+    for label in labels:
+        if x > LEFT and x + LETTER * len(label) > right:
+            x, y = float(LEFT), y + 15
+        places.append((x, y))
+        x += LETTER * len(label) + 12
+    return places
 
 
 def _decades(values: list[float]) -> tuple[int, int]:
@@ -69,5 +83,5 @@ def _decades(values: list[float]) -> tuple[int, int]:
 
 
 def _short(power: int) -> str:
-    names = {3: "1 k", 4: "10 k", 5: "100 k", 6: "1 M", 9: "1 G"}
+    names = {3: "1 k", 4: "10 k", 5: "100 k", 6: "1 M", 7: "10 M", 8: "100 M", 9: "1 G", 10: "10 G"}
     return names.get(power) or f"{10.0**power:g}"

@@ -131,9 +131,11 @@ def scale_of_runs(figures: Figures, scale: Scale) -> None:
                     figures.curve(RUNS, name, count, ratio)
     few, many = scale.runs[0], scale.runs[-1]
     for name, ratios in known.items():
-        limit = "< 1.3" if name in ("list of 50", "status") else "< 3"
         times = ratios[few] / ratios[many]
-        figures.say(f"{name}: {few} against {many} runs", times, "times", limit)
+        figures.say(f"{name}: {few} against {many} runs", times, "times", _LIMITS.get(name, ""))
+
+
+_LIMITS = {"list of 50": "< 1.3", "status": "< 1.3", **{f"list by {n}": "< 3" for n in FILTERS}}
 
 
 def _questions(valet: Valet) -> dict[str, list[bytes]]:
