@@ -78,7 +78,7 @@ def serve(arguments: argparse.Namespace) -> int:
     server = _bind(site, watcher, followers)
     if watcher:
         watcher.acquire()
-    site.index.start()
+    site.index.start(site.journal.error)
     if watcher:
         _start_watcher(watcher, site.journal, signals)
     followers.start()
@@ -100,7 +100,7 @@ def watch(_: argparse.Namespace) -> int:
     signals = _Signals()
     watcher = site.watcher()
     watcher.acquire()
-    site.index.start()
+    site.index.start(site.journal.error)
     _start_watcher(watcher, site.journal, signals)
     site.journal.info(f"Prompt Valet {VERSION} watching {site.config.inbox_root}")
     return _run_until_signal(watcher, site.journal, signals)

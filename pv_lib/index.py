@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pv_lib import files, job
@@ -71,9 +71,9 @@ class Index:
         self._complete = threading.Event()  # the first look is through
         runs.written = self._note
 
-    def start(self) -> None:
-        """Start the thread that looks at the disk."""
-        threading.Thread(target=self._run, name="index", daemon=True).start()
+    def start(self, complain: Callable[[str], None] = lambda text: None) -> None:
+        """Start the thread that looks at the disk; it tells `complain` of a defect of ours."""
+        threading.Thread(target=self._run, args=(complain,), name="index", daemon=True).start()
 
     def get(self, job_id: str) -> Record | None:
         """The job's record; None without one. A living one is looked at on the disk."""
@@ -191,12 +191,20 @@ class Index:
         for job_id in joined:
             self._look_at(job_id)
 
-    def _run(self) -> None:
+    def _run(self, complain: Callable[[str], None]) -> None:
+        told = ""
         while True:
             began = time.monotonic()
-            with contextlib.suppress(OSError):  # no descriptor, no rights: the next look may
+            try:
                 self.look()
                 self._complete.set()
+            except OSError:
+                pass  # no descriptor, no rights: the next look may have them
+            except Exception as error:  # noqa: BLE001 - the top of a thread: it looks again
+                text = f"the index cannot look at the runs: unexpected {error!r}"
+                if text != told:
+                    complain(text)
+                told = text
             time.sleep(min(_LONGEST_REST, max(_LOOK_SECONDS, _REST * (time.monotonic() - began))))
 
     def _await_complete(self) -> None:

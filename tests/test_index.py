@@ -159,6 +159,25 @@ def test_a_record_nested_as_deep_as_can_be_read_is_listed(valet: Valet) -> None:
     assert found.status == 200 and b"deep500" in found.body
 
 
+def test_a_defect_is_told_once_and_the_index_looks_again(tmp_path: Path) -> None:
+    class Broken(Runs):
+        broken = True
+
+        def read(self, job_id: str) -> Record | None:
+            if self.broken:
+                raise ZeroDivisionError
+            return super().read(job_id)
+
+    runs = Broken(tmp_path)
+    write(tmp_path, 1, state="running")
+    index, said = Index(runs), list[str]()
+    index.start(said.append)
+    until(lambda: said, "a complaint")
+    runs.broken = False
+    assert len(index.living()) == 1
+    assert len(said) == 1 and "ZeroDivisionError" in said[0]
+
+
 def test_a_deleted_runs_root_has_no_jobs_until_it_is_back(index: Index, runs: Runs) -> None:
     aside = runs.root.with_name("aside")
     runs.root.rename(aside)
