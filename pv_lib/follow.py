@@ -25,7 +25,7 @@ from pv_lib.limits import KEEP_ALIVE, SEND_SECONDS
 
 TICK = 0.02  # seconds between two looks at what is followed
 _HEAR = select.EPOLLIN | select.EPOLLRDHUP
-_SEND_BUFFER = 1 << 16  # bytes in the kernel: all that a client who does not read may cost
+_SEND_BUFFER = 1 << 16  # bytes, which Linux doubles: all that a client who does not read costs
 _COMMENT = b": keep-alive\n\n"
 _RECONNECT = b"retry: 1000\n: the server is stopping, come back\n\n"
 _CHECK_SECONDS = 1.0
