@@ -32,6 +32,7 @@ from pv_lib.index import Index
 from pv_lib.intake import Intake
 from pv_lib.journal import Journal
 from pv_lib.limits import Limits
+from pv_lib.notify import Notifier
 from pv_lib.overview import Overview
 from pv_lib.repos import Repos
 from pv_lib.routes import TABLE, Router
@@ -78,6 +79,8 @@ def serve(arguments: argparse.Namespace) -> int:
     server = _bind(site, watcher, followers)
     if watcher:
         watcher.acquire()
+    else:
+        server.alive = site.notifier.alive
     site.index.start(site.journal.error)
     if watcher:
         _start_watcher(watcher, site.journal, signals)
@@ -88,7 +91,8 @@ def serve(arguments: argparse.Namespace) -> int:
     where = f"http://{host}:{server.server_port}"
     role = "with the watcher" if watcher else "without a watcher"
     site.journal.info(f"Prompt Valet {VERSION} listening on {where}, {role}")
-    code = _run_until_signal(watcher, site.journal, signals)
+    site.notifier.ready()
+    code = _run_until_signal(watcher, site, signals)
     server.stop()
     followers.stop()
     return code
@@ -103,7 +107,8 @@ def watch(_: argparse.Namespace) -> int:
     site.index.start(site.journal.error)
     _start_watcher(watcher, site.journal, signals)
     site.journal.info(f"Prompt Valet {VERSION} watching {site.config.inbox_root}")
-    return _run_until_signal(watcher, site.journal, signals)
+    site.notifier.ready()
+    return _run_until_signal(watcher, site, signals)
 
 
 def show_demo(arguments: argparse.Namespace) -> int:
@@ -127,6 +132,7 @@ class _Site:
         self.journal = Journal(priorities="JOURNAL_STREAM" in environ)
         runs = Runs(self.config.runs_root)
         self.index = Index(runs)
+        self.notifier = Notifier(environ, lambda: _in_short(self.index.counts()))
         self.inbox = Inbox(self.config.inbox_root, self.config.finished_root)
         self.repos = Repos(self.config.repos_root, Git(environ), self.config.git_clone_url)
         self.intake = Intake(self.config, self.index, self.inbox, self.repos)
@@ -142,7 +148,12 @@ class _Site:
             journal=self.journal,
             environ=self.environ,
         )
-        return Watcher(house, self.intake, self.index)
+        return Watcher(house, self.intake, self.index, self.notifier.alive)
+
+
+def _in_short(counts: Mapping[str, int]) -> str:
+    """How many jobs are in each state, for one line of `systemctl status`."""
+    return ", ".join(f"{number} {state}" for state, number in counts.items())
 
 
 def _bind(site: _Site, watcher: Watcher | None, followers: Followers) -> Server:
@@ -169,7 +180,9 @@ def _bind(site: _Site, watcher: Watcher | None, followers: Followers) -> Server:
     )
     address = ("127.0.0.1" if host == "localhost" else config.bind_host, config.bind_port)
     try:
-        return Server(address, Router(api), gate, limits, site.journal)
+        return Server(
+            address, Router(api), gate, limits, site.journal, access_log=config.access_log
+        )
     except OSError as error:
         raise ValetError(
             f"PV_BIND_HOST={config.bind_host} PV_BIND_PORT={config.bind_port} cannot be bound "
@@ -217,12 +230,13 @@ def _start_watcher(watcher: Watcher, journal: Journal, signals: _Signals) -> Non
     threading.Thread(target=run, name="watcher", daemon=True).start()
 
 
-def _run_until_signal(watcher: Watcher | None, journal: Journal, signals: _Signals) -> int:
+def _run_until_signal(watcher: Watcher | None, site: _Site, signals: _Signals) -> int:
     """Wait for the end and let go of the jobs, or (Ctrl-C) abort them first."""
     number = signals.get()
     if watcher and number == signal.SIGINT:
-        _abort_all(watcher, journal, signals)
-    journal.info("stopping")
+        _abort_all(watcher, site.journal, signals)
+    site.notifier.stopping()
+    site.journal.info("stopping")
     if watcher:
         watcher.stop()
     return 1 if number == _WATCHER_DIED else 0

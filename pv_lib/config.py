@@ -55,6 +55,7 @@ class Config:
     max_prompt_bytes: int
     max_log_bytes: int
     min_free_bytes: int
+    access_log: bool
 
     @property
     def roots(self) -> dict[str, Path]:
@@ -305,6 +306,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("PV_MAX_PROMPT_BYTES", "max_prompt_bytes", "1MiB", _size, "largest prompt"),
     Setting("PV_MAX_LOG_BYTES", "max_log_bytes", "256MiB", _size, "an agent that writes more ends"),
     Setting("PV_MIN_FREE_BYTES", "min_free_bytes", "512MiB", _size, "below it no job starts"),
+    Setting("PV_ACCESS_LOG", "access_log", "off", _switch, "on: a line for each HTTP request"),
 )
 
 

@@ -75,6 +75,7 @@ class House(Protocol):
     limits: Limits
     patience: Patience
     journal: Journal
+    access_log: bool
 
 
 class _Gone(Exception):
@@ -101,6 +102,7 @@ class Connection(BaseHTTPRequestHandler):
         self._let_in = False  # the gate has let a request of this client in
         self._gave_way = False
         self._counted = 0  # bytes of the body that limits.bodies knows of
+        self._came = time.monotonic()  # when the head of this request was read
         self._last = b""  # the last request without a body, let in until `_until`
         self._until = 0.0
         self._head: Head
@@ -130,6 +132,7 @@ class Connection(BaseHTTPRequestHandler):
             data = self._read_head()
             if data is None:
                 return False
+            self._came = time.monotonic()
             if data == self._last and time.time() < self._until:  # as kept connections ask again
                 return self._respond(self._head, self._request)
             head = wire.parse_head(data)
@@ -143,8 +146,18 @@ class Connection(BaseHTTPRequestHandler):
         except ValetError as error:  # the rest of the connection cannot be trusted
             if isinstance(error, Unauthorized) and error.guess:
                 self._pause(GUESS_SECONDS)
+            self._note(head, error.status)
             self._send(problem(error), head, close=True)
             return False
+
+    def _note(self, head: Head | None, status: int) -> None:
+        """The line of the access log, where it is on; the time is until the answer begins."""
+        if self.server.access_log:
+            where = f"{head.path}?{head.query}".rstrip("?") if head else ""
+            asked = f"{head.method} {where}" if head else "what is no request"
+            took = (time.monotonic() - self._came) * 1000
+            who = self.client_address[0]
+            self.server.journal.info(f"{who} {asked}: {status} in {took:.1f} ms")
 
     def _asked(self, head: Head, body: bytes) -> Request:
         segments, query = wire.decode_path(head.path), wire.decode_query(head.query)
@@ -153,8 +166,9 @@ class Connection(BaseHTTPRequestHandler):
     def _respond(self, head: Head, request: Request) -> bool:
         answer = self._answer(request)
         if isinstance(answer, Follow):
-            return self._follow(answer, bare=head.method == "HEAD")
+            return self._follow(answer, head)
         keep = head.keep_alive and not self._gave_way
+        self._note(head, answer.status)
         self._send(answer, head, close=not keep)
         return keep
 
@@ -364,12 +378,14 @@ class Connection(BaseHTTPRequestHandler):
             while not self._gave_way and time.monotonic() < end:
                 time.sleep(_PAUSE_STEP)
 
-    def _follow(self, answer: Follow, *, bare: bool) -> bool:
+    def _follow(self, answer: Follow, head: Head) -> bool:
+        bare = head.method == "HEAD"
         try:
             self._write(wire.encode_stream_head(time.time()) + (b"" if bare else answer.greeting))
         except (OSError, _Gone):
             answer.drop()
             raise
+        self._note(head, 200)
         if bare:
             answer.drop()
         else:

@@ -90,6 +90,10 @@ class Index:
         """Whether there is such a job, whether its record can be read now or not."""
         return job_id in self._facets
 
+    def is_complete(self, seconds: float) -> bool:
+        """Whether the first look is through; waits up to `seconds` for that."""
+        return self._complete.wait(seconds)
+
     def living(self) -> list[Record]:
         """Every record that is not terminal, oldest first; waits for the first look's end."""
         self._complete.wait()

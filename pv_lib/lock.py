@@ -19,9 +19,10 @@ _BEAT_SECONDS = 0.1
 
 
 class WatcherLock:
-    """The lock of one runs root, held from `acquire` on."""
+    """The lock of one runs root, held from `acquire` on. `alive` is called with each beat."""
 
-    def __init__(self, runs: Runs, clock: Callable[[], float]) -> None:
+    def __init__(self, runs: Runs, clock: Callable[[], float], alive: Callable[[], None]) -> None:
+        self._alive = alive
         self._runs = runs
         self._clock = clock
         self._fd = -1
@@ -54,6 +55,7 @@ class WatcherLock:
 
     def beat(self) -> None:
         """Say that work goes on; for between the steps of a long one."""
+        self._alive()  # first: a disk that takes nothing is no hang
         if time.monotonic() >= self._next_beat:
             os.utime(self._fd)
             self._next_beat = time.monotonic() + _BEAT_SECONDS

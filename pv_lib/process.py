@@ -193,9 +193,10 @@ def adopt(run: Path, job_id: str) -> Agent:
 
 
 def die_with_runuser() -> None:
-    """Where runuser started us, ask for SIGTERM when it dies.
+    """Where runuser started us, ask for SIGKILL when it dies.
 
-    Killed itself, it would leave this server beside the next one, for good.
+    Killed itself, it would leave this server beside the next one, for good. systemd's watchdog
+    kills only it, and a server that hangs obeys nothing less; nothing is lost by it.
     """
     parent = os.getppid()
     try:
@@ -203,7 +204,7 @@ def die_with_runuser() -> None:
     except OSError:
         return
     if name == "runuser":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died just before
             raise ValetError("runuser is gone: nobody would ever stop this server")
 

@@ -43,12 +43,15 @@ class Server(ThreadingHTTPServer):
         gate: Gate,
         limits: Limits,
         journal: Journal,
+        access_log: bool,
     ) -> None:
+        self.access_log = access_log
         self.routes = routes
         self.gate = gate
         self.limits = limits
         self.journal = journal
         self.patience = Patience()
+        self.alive: Callable[[], None] = lambda: None  # called between two connections
         self._changed = threading.Condition()  # told when a connection ends
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
@@ -65,6 +68,10 @@ class Server(ThreadingHTTPServer):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.shutdown()
         self.server_close()
+
+    def service_actions(self) -> None:
+        """At each turn of the accepting thread, twice a second at least."""
+        self.alive()
 
     def get_request(self) -> tuple[Any, Any]:
         """Accept; without a descriptor to spare, wait a little instead of spinning."""

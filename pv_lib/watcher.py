@@ -17,14 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pv_lib import job, process
+from pv_lib import job, leftovers, process
 from pv_lib.errors import BadRecord
-from pv_lib.git import Git
 from pv_lib.index import Index
 from pv_lib.intake import Intake, free_bytes
 from pv_lib.job import Record, State
 from pv_lib.journal import Notes
 from pv_lib.lock import WatcherLock
+from pv_lib.notify import ALIVE_SECONDS
 from pv_lib.process import Trace
 from pv_lib.prompt import Prompt
 from pv_lib.runner import House, Runner
@@ -42,9 +42,14 @@ class _Waiting:
 
 
 class Watcher:
-    """Owns the queue of one runs root, from `acquire` on."""
+    """Owns the queue of one runs root, from `acquire` on.
 
-    def __init__(self, house: House, intake: Intake, index: Index) -> None:
+    `alive` is called as long as it gets on with its work, at least every ALIVE_SECONDS.
+    """
+
+    def __init__(
+        self, house: House, intake: Intake, index: Index, alive: Callable[[], None]
+    ) -> None:
         self._house = house
         self._intake = intake
         self._index = index
@@ -59,7 +64,7 @@ class Watcher:
         self._active: dict[str, Runner] = {}
         self._threads: dict[str, threading.Thread] = {}
         self._busy: dict[str, str] = {}  # folder without git -> the job in it
-        self._lock = WatcherLock(house.runs, house.clock)
+        self._lock = WatcherLock(house.runs, house.clock, alive)
 
     def acquire(self) -> None:
         """Become the one watcher of this runs root. Raises WatcherHeld naming the holder."""
@@ -75,6 +80,7 @@ class Watcher:
         next_poll = 0.0
         while not self._is_stopping():
             try:
+                self._lock.beat()
                 if not recovered:
                     self._recover()
                     recovered = True
@@ -86,7 +92,7 @@ class Watcher:
                 self._notes.add(f"the watcher cannot work: {error}")
                 next_poll = time.monotonic() + self._house.config.poll_interval_seconds
             self._notes.tell()
-            self._await_wake(next_poll)
+            self._await_wake(min(next_poll, time.monotonic() + ALIVE_SECONDS / 2))
 
     def _pause(self) -> float:
         """Seconds until the next poll."""
@@ -134,6 +140,10 @@ class Watcher:
 
         Nothing is dispatched before this is through: a folder with a living agent is busy.
         """
+        while not self._index.is_complete(ALIVE_SECONDS / 2):
+            self._lock.beat()
+            if self._is_stopping():
+                return
         scanned = self._house.inbox.scan()
         prompts = {p.job_id: p for p in sorted(scanned, key=lambda p: p.claimed) if p.job_id}
         for record in self._index.living():
@@ -151,25 +161,8 @@ class Watcher:
                 self._waiting[record.job_id] = _Waiting(record, path)
         self._meet_claimed(scanned)
         with contextlib.suppress(RuntimeError):  # no thread to spare: the next start clears up
-            threading.Thread(target=self._clear_leftovers, name="clear", daemon=True).start()
-
-    def _clear_leftovers(self) -> None:
-        """Work trees and half-made submissions that a crash left; it may take a while."""
-        self._house.inbox.clear_temps(self._house.clock())
-        git = Git(self._house.environ)
-        for fault in self._house.workspace.clear(self._needs_tree, git):
-            self._house.journal.warn(fault)
-
-    def _needs_tree(self, job_id: str) -> bool:
-        if self._is_active(job_id):
-            return True
-        try:
-            record = self._house.runs.read(job_id)
-        except (BadRecord, OSError):
-            return True
-        return record is not None and (
-            not record.state.terminal or "work_tree" in (record.result or {})
-        )
+            clear = functools.partial(leftovers.clear, self._house, self._is_active)
+            threading.Thread(target=clear, name="clear", daemon=True).start()
 
     def _meet_claimed(self, prompts: list[Prompt]) -> None:
         """Claimed files that nobody is at work on: a crash, or an archive that did not succeed."""

@@ -34,6 +34,7 @@ WRONG = {
     "PV_JOB_TIMEOUT_SECONDS": ("1h", "seconds from 0 to"),
     "PV_ABORT_GRACE_SECONDS": ("inf", "seconds from 0 to 3600"),
     "PV_WATCHER": ("yes", "on or off"),
+    "PV_ACCESS_LOG": ("yes", "on or off"),
     "PV_CODEX_BIN": ("bin/codex", "the name of a program in PATH, or an absolute path"),
     "PV_CODEX_MODEL": ("gpt 5", "one word"),
     "PV_CODEX_SANDBOX": ("none", "one of read-only, workspace-write, danger-full-access"),

@@ -234,7 +234,9 @@ def test_when_all_connections_are_at_work_a_new_one_is_told_to_come_back() -> No
         return Response(200, b"{}")
 
     gate = Gate(frozenset({"localhost"}), None)
-    server = Server(("127.0.0.1", 0), slow, gate, limits, Journal(priorities=False))
+    server = Server(
+        ("127.0.0.1", 0), slow, gate, limits, Journal(priorities=False), access_log=False
+    )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     with contextlib.ExitStack() as stack:
