@@ -5,7 +5,7 @@ cd "$(dirname "$0")"
 python=${PYTHON:-python3}
 commit=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 # Only what goes into the archive, and what makes it, can make a build dirty.
-if [ -n "$(git status --porcelain -- pv.py pv_lib build.sh 2>/dev/null)" ]; then
+if [ -n "$(git status --porcelain -- pv.py pv_lib ops/env ops/systemd build.sh 2>/dev/null)" ]; then
     commit=$commit-dirty
 fi
 mkdir -p dist
@@ -26,6 +26,16 @@ import zipfile
 
 commit, target = sys.argv[1], pathlib.Path(sys.argv[2])
 sources = [pathlib.Path("pv.py"), *sorted(pathlib.Path("pv_lib").rglob("*.py"))]
+brought = sorted(path for name in ("env", "systemd") for path in pathlib.Path("ops", name).iterdir())
+
+
+def add(archive, name, data):
+    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.create_system = 3
+    entry.external_attr = 0o100644 << 16
+    archive.writestr(entry, data)
+
+
 temp = target.with_name(".pv.pyz.tmp")
 with temp.open("wb") as file:
     file.write(b"#!/usr/bin/env python3\n")
@@ -39,11 +49,10 @@ with temp.open("wb") as file:
             name = "__main__.py" if source.name == "pv.py" else source.as_posix()
             code = compile(text, name, "exec", dont_inherit=True)
             unchecked = importlib.util.MAGIC_NUMBER + b"\1\0\0\0" + bytes(8)
-            for suffix, data in (("", text.encode()), ("c", unchecked + marshal.dumps(code))):
-                entry = zipfile.ZipInfo(name + suffix, (1980, 1, 1, 0, 0, 0))
-                entry.create_system = 3
-                entry.external_attr = 0o100644 << 16
-                archive.writestr(entry, data)
+            add(archive, name, text.encode())
+            add(archive, name + "c", unchecked + marshal.dumps(code))
+        for path in brought:
+            add(archive, path.as_posix(), path.read_bytes())
 os.chmod(temp, 0o755)
 temp.replace(target)
 print(f"{target}: {target.stat().st_size} bytes, commit {commit}")

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from pv_lib import config as settings
-from pv_lib import demo, openapi, process, stamp
+from pv_lib import demo, install, journal, openapi, process, stamp, upgrade
 from pv_lib.api import Api
+from pv_lib.appliance import Archive
 from pv_lib.config import Config
 from pv_lib.errors import ConfigFault, ValetError
 from pv_lib.follow import Followers
@@ -117,19 +118,43 @@ def show_demo(arguments: argparse.Namespace) -> int:
     return demo.run(program, os.environ, arguments.keep, sys.stdout)
 
 
+def set_up(arguments: argparse.Namespace) -> int:
+    """Install this file on the machine."""
+    archive = Archive.read(_this_file())
+    install.install(archive, dry_run=arguments.dry_run, with_token=arguments.token, out=sys.stdout)
+    return 0
+
+
+def take_down(arguments: argparse.Namespace) -> int:
+    """Take Prompt Valet off the machine."""
+    install.uninstall(dry_run=arguments.dry_run, out=sys.stdout)
+    return 0
+
+
+def replace_version(arguments: argparse.Namespace) -> int:
+    """Put another version in the place of the installed one."""
+    archive = Archive.read(arguments.file or _this_file())
+    upgrade.upgrade(archive, dry_run=arguments.dry_run, out=sys.stdout)
+    return 0
+
+
+def _this_file() -> Path:
+    return Path(os.path.abspath(sys.argv[0]))
+
+
 class _Site:
     """The parts that every long-running command is made of, wired from the environment."""
 
     def __init__(self, environ: Mapping[str, str], *, no_watcher: bool = False) -> None:
         os.umask(0o077)
-        process.die_with_runuser()
+        process.die_with_runuser(environ)
         config, faults = settings.read(environ)
         faults += settings.make_folders(config)
         if faults:
             raise ConfigFault(faults)
         self.config: Config = replace(config, watcher=config.watcher and not no_watcher)
         self.environ = environ
-        self.journal = Journal(priorities="JOURNAL_STREAM" in environ)
+        self.journal = Journal(priorities=journal.listens(environ))
         runs = Runs(self.config.runs_root)
         self.index = Index(runs)
         self.notifier = Notifier(environ, lambda: _in_short(self.index.counts()))
@@ -279,11 +304,29 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=serve)
     command = commands.add_parser("watch", help="run the jobs, without HTTP")
     command.set_defaults(command=watch)
+    command = commands.add_parser("install", help="set this machine up to run it, as root")
+    command.add_argument("--token", action="store_true", help="make a token and ask for it")
+    _add_dry_run(command)
+    command.set_defaults(command=set_up)
+    command = commands.add_parser("upgrade", help="replace the installed version, as root")
+    command.add_argument(
+        "file", nargs="?", metavar="FILE", type=Path, help="the new pv.pyz; else the one that runs"
+    )
+    _add_dry_run(command)
+    command.set_defaults(command=replace_version)
+    command = commands.add_parser("uninstall", help="remove it and leave its data, as root")
+    _add_dry_run(command)
+    command.set_defaults(command=take_down)
     command = commands.add_parser("demo", help="show the main job in a temporary root")
     command.add_argument("--keep", metavar="DIR", type=Path, help="leave everything in DIR")
     command.set_defaults(command=show_demo)
     return parser
 
 
+def _add_dry_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dry-run", action="store_true", help="say each step and take none")
+
+
 def _complain(text: str) -> None:
-    print("pv: " + text.replace("\n", " "), file=sys.stderr)
+    priority = "<3>" if journal.listens(os.environ) else ""
+    print(f"{priority}pv: " + text.replace("\n", " "), file=sys.stderr)

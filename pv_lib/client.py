@@ -1,4 +1,4 @@
-"""The command line's side of HTTP (now `demo`'s): ask a running server, read its streams.
+"""The command line's side of HTTP: ask a running server, read its streams.
 
 Errors the server tells become ValetError with the server's own sentence. No command logic here.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,16 +23,22 @@ class Event:
 
 
 class Client:
-    """Talks to the server at `host`:`port`; `timeout` in seconds, for each read."""
+    """Talks to the server at `host`:`port`; `timeout` in seconds, for each read.
 
-    def __init__(self, host: str, port: int, timeout: float = 30.0) -> None:
+    `headers` go with every request.
+    """
+
+    def __init__(
+        self, host: str, port: int, timeout: float = 30.0, headers: Mapping[str, str] | None = None
+    ) -> None:
         self._where = (host, port)
         self._timeout = timeout
+        self._headers = dict(headers or {})
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON of one answer. Raises ValetError for a refusal or a server that is away."""
         data = None if body is None else json.dumps(body).encode()
-        headers = {} if data is None else {"Content-Type": "application/json"}
+        headers = self._headers | ({} if data is None else {"Content-Type": "application/json"})
         connection = http.client.HTTPConnection(*self._where, timeout=self._timeout)
         try:
             connection.request(method, path, data, headers)
@@ -50,7 +56,9 @@ class Client:
         """The events of one stream until the server ends it."""
         connection = http.client.HTTPConnection(*self._where, timeout=self._timeout)
         try:
-            connection.request("GET", path, headers={"Accept": "text/event-stream"})
+            connection.request(
+                "GET", path, headers={**self._headers, "Accept": "text/event-stream"}
+            )
             response = connection.getresponse()
             if response.status != 200:
                 raise ValetError(f"the stream of {path} was refused: {response.status}")

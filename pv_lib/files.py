@@ -87,13 +87,13 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def write(path: Path | str, data: bytes, *, durable: bool = True) -> None:
+def write(path: Path | str, data: bytes, *, durable: bool = True, mode: int = 0o600) -> None:
     """Replace `path` with `data`: readers see the old file or the new one, whole.
 
     With `durable` it survives a power cut; without, only a crash of this process.
-    Raises OSError; `path` is then as it was.
+    `mode` is within what the umask allows. Raises OSError; `path` is then as it was.
     """
-    temp = _write_temp(path, data, durable)
+    temp = _write_temp(path, data, durable, mode)
     try:
         os.rename(temp, path)
     except OSError:
@@ -104,12 +104,12 @@ def write(path: Path | str, data: bytes, *, durable: bool = True) -> None:
         sync_folder(os.path.dirname(path))
 
 
-def create(path: Path | str, data: bytes, *, durable: bool = True) -> None:
+def create(path: Path | str, data: bytes, *, durable: bool = True, mode: int = 0o600) -> None:
     """Write `path` whole, unless it exists: then FileExistsError and nothing changes.
 
     Of two processes creating the same file, exactly one succeeds.
     """
-    temp = _write_temp(path, data, durable)
+    temp = _write_temp(path, data, durable, mode)
     try:
         os.link(temp, path)
     finally:
@@ -171,14 +171,19 @@ def _open_regular(path: Path | str, dir_fd: int | None) -> tuple[int, os.stat_re
 
 
 def write_new(
-    path: Path | str, data: bytes, *, durable: bool = True, dir_fd: int | None = None
+    path: Path | str,
+    data: bytes,
+    *,
+    durable: bool = True,
+    dir_fd: int | None = None,
+    mode: int = 0o600,
 ) -> None:
     """Write a file that must not be there yet; after an OSError it is not there.
 
     Its bytes are durable, its name only after its folder is synced.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    fd = os.open(path, flags, 0o600, dir_fd=dir_fd)
+    fd = os.open(path, flags, mode, dir_fd=dir_fd)
     try:
         try:
             view = memoryview(data)
@@ -199,7 +204,7 @@ def temp_name() -> str:
     return f".{_OURS}-{next(_count):x}.tmp"
 
 
-def _write_temp(path: Path | str, data: bytes, durable: bool) -> str:
+def _write_temp(path: Path | str, data: bytes, durable: bool, mode: int) -> str:
     temp = os.path.join(os.path.dirname(path), temp_name())
-    write_new(temp, data, durable=durable)
+    write_new(temp, data, durable=durable, mode=mode)
     return temp

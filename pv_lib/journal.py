@@ -7,16 +7,29 @@ worth saying is decided where it happens.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
 from pv_lib import files
 
 
+def listens(environ: Mapping[str, str]) -> bool:
+    """Whether stderr leads to journald, which takes `<3>` prefixes as priorities.
+
+    JOURNAL_STREAM says where it led when systemd started us or a parent of ours.
+    """
+    with contextlib.suppress(OSError):
+        info = os.fstat(2)
+        return environ.get("JOURNAL_STREAM") == f"{info.st_dev}:{info.st_ino}"
+    return False
+
+
 class Journal:
-    """Writes lines to a stream. `priorities` puts journald's `<3>` prefixes before them."""
+    """Writes lines to a stream. `priorities` puts journald's prefixes before them."""
 
     def __init__(self, stream: TextIO | None = None, *, priorities: bool = False) -> None:
         self._stream = stream or sys.stderr

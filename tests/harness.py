@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -24,6 +26,8 @@ REPO = "nova-rey/example"
 NOBODY = 65534
 DEADLINE = 20.0
 TERMINAL = ("succeeded", "failed", "aborted")
+_PTRACE_SEIZE, _PTRACE_INTERRUPT = 0x4206, 0x4207
+_WALL = 0x40000000  # __WALL of waitpid(2)
 T = TypeVar("T")
 
 
@@ -37,6 +41,25 @@ def until(probe: Callable[[], T | None], what: str, seconds: float = DEADLINE) -
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds:g} s: {what}")
         time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def hung_watcher(server: int) -> Iterator[None]:
+    """Stop the watcher's thread of this server, as a disk that never answers would.
+
+    It is the third by age: the main one, the index's, the watcher's. At the end the server is
+    killed, where it still lives.
+    """
+    thread = sorted(int(tid) for tid in os.listdir(f"/proc/{server}/task"))[2]
+    libc = ctypes.CDLL(None, use_errno=True)
+    for request in (_PTRACE_SEIZE, _PTRACE_INTERRUPT):
+        assert libc.ptrace(request, thread, None, None) == 0, os.strerror(ctypes.get_errno())
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+        os.waitpid(thread, _WALL)  # the end of a thread is told to its tracer alone
 
 
 def git(where: Path, *argv: str) -> str:

@@ -22,6 +22,7 @@ def tree_copy(target: Path) -> Path:
     for name in ("pv.py", "build.sh"):
         shutil.copy(TREE / name, target)
     shutil.copytree(TREE / "pv_lib", target / "pv_lib", ignore=shutil.ignore_patterns("*.pyc"))
+    shutil.copytree(TREE / "ops", target / "ops")
     git = ["git", "-C", str(target), "-c", "user.name=T", "-c", "user.email=t@localhost"]
     moment = {"GIT_AUTHOR_DATE": "2020-01-01T00:00Z", "GIT_COMMITTER_DATE": "2020-01-01T00:00Z"}
     (target / ".gitignore").write_text("/dist/\n__pycache__/\n")

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Process, Valet, program, until
+from harness import Valet, hung_watcher, program, until
 
 from pv_lib.notify import ALIVE_SECONDS
-
-PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
-WALL = 0x40000000  # __WALL of waitpid(2)
-WATCHER = 2  # of the threads by age: the main one, the index's, the watcher's
 
 
 class Manager:
@@ -97,24 +91,10 @@ def test_a_long_poll_interval_starves_no_watchdog(valet: Valet, manager: Manager
     manager.await_line("WATCHDOG=1")
 
 
-@contextlib.contextmanager
-def hung_watcher(server: Process) -> Iterator[None]:
-    """Stop this one thread, as a disk that never answers would; the process is killed after."""
-    thread = sorted(int(tid) for tid in os.listdir(f"/proc/{server.popen.pid}/task"))[WATCHER]
-    libc = ctypes.CDLL(None, use_errno=True)
-    for request in (PTRACE_SEIZE, PTRACE_INTERRUPT):
-        assert libc.ptrace(request, thread, None, None) == 0, os.strerror(ctypes.get_errno())
-    try:
-        yield
-    finally:
-        server.popen.kill()
-        os.waitpid(thread, WALL)  # the end of a thread is told to its tracer alone
-
-
 def test_a_watcher_that_hangs_feeds_it_no_more(valet: Valet, manager: Manager) -> None:
     server = valet.start()
     manager.await_line("WATCHDOG=1")
-    with hung_watcher(server):
+    with hung_watcher(server.popen.pid):
         until(lambda: not valet.get("/api/v1/status")["watcher"]["alive"], "the hang told")
         assert valet.get("/api/v1/healthz")["status"] == "ok"
         manager.forget()
@@ -146,10 +126,21 @@ def test_the_access_log_is_off_unless_asked_for(valet: Valet) -> None:
 
 
 def test_the_journal_gets_priorities(valet: Valet) -> None:
-    valet.environ["JOURNAL_STREAM"] = "8:1"
+    log = valet.root / "server.log"
+    log.touch()
+    valet.environ["JOURNAL_STREAM"] = f"{log.stat().st_dev}:{log.stat().st_ino}"
     server = valet.start()
     job_id = valet.submit("x")["job_id"]
     valet.await_end(job_id)
     server.await_line(rf"<6>job {job_id}: started ")
     server.await_line(rf"<6>job {job_id}: (succeeded|failed) ")
     assert all(re.match(r"<[3-7]>", line) for line in server.said.splitlines())
+    valet.environ["PV_BIND_PORT"] = str(valet.port)
+    with contextlib.suppress(AssertionError):
+        valet.start()
+    assert "<3>pv: PV_BIND_HOST=127.0.0.1 " in server.said
+
+
+def test_a_journal_that_stderr_does_not_lead_to_gets_none(valet: Valet) -> None:
+    valet.environ["JOURNAL_STREAM"] = "8:1"
+    assert not re.search("^<", valet.start().said, re.MULTILINE)

@@ -1,0 +1,196 @@
+"""`install` and `uninstall`: each step looks first, so that it can be repeated at any time.
+
+    after this step   the power goes     the next `install`
+    user, folders     nothing uses them  goes on
+    file              nothing uses it    goes on
+    link              nothing starts it  goes on
+    settings, token   nothing reads them goes on, and leaves them as they are
+    units             not enabled        says what to do next
+
+What is installed stands in `appliance`; replacing a version is `upgrade`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import socket
+from pathlib import Path
+from typing import TextIO
+
+from pv_lib import appliance, files
+from pv_lib.appliance import API, ENV, FOLDER, LINK, PYTHON, UNIT_FOLDER, UNITS, Archive, Steps
+from pv_lib.config import Config
+from pv_lib.errors import ValetError
+
+_USER = "prompt-valet"
+_TOKEN = ENV.with_name("token")
+_NEEDED = {
+    "git": "install it with the system's package manager",
+    "systemctl": "this needs a machine that systemd runs",
+    "runuser": "install util-linux",
+    PYTHON: "the unit starts it: install Python 3.10 or newer there",
+}
+
+
+def install(archive: Archive, *, dry_run: bool, with_token: bool, out: TextIO) -> None:
+    """Make this machine ready for `systemctl start`. Raises ValetError, ConfigFault."""
+    steps = Steps(out, dry_run=dry_run)
+    if not dry_run:
+        appliance.need_root("install")
+    os.umask(0o022)
+    for program, remedy in _NEEDED.items():
+        if not shutil.which(program):
+            raise ValetError(f"{program} is not on this machine: {remedy}, then install again")
+    _refuse_other_version(archive)
+    config = appliance.load()
+    _make_user(steps, config)
+    root = config.root
+    _make_folder(steps, root, 0o700, config.api_user)
+    _make_folder(steps, FOLDER, 0o755)
+    appliance.put_archive(steps, archive)
+    at_link = LINK.is_symlink() and LINK.resolve() == archive.place
+    steps.take(f"point {LINK} to it", not at_link, lambda: appliance.point_link(archive.place))
+    _make_folder(steps, ENV.parent, 0o755)
+    _put_settings(steps, archive, config, with_token)
+    appliance.put_units(steps, {name: archive.unit(name) for name in UNITS}, [])
+    _end(steps, config, dry_run)
+
+
+def uninstall(*, dry_run: bool, out: TextIO) -> None:
+    """Take the program off this machine, and leave what it knows. Raises ValetError."""
+    steps = Steps(out, dry_run=dry_run)
+    if not dry_run:
+        appliance.need_root("uninstall")
+    config = appliance.load()
+    for unit in UNITS:
+        active = appliance.unit_is("is-active", unit)
+        steps.take(f"stop {unit}", active, lambda: appliance.run("systemctl", "stop", unit))  # noqa: B023
+        enabled = appliance.unit_is("is-enabled", unit)
+        steps.take(f"disable {unit}", enabled, lambda: appliance.run("systemctl", "disable", unit))  # noqa: B023
+    for unit in UNITS:
+        path = UNIT_FOLDER / unit
+        steps.take(f"remove {path}", path.exists(), lambda: path.unlink())  # noqa: B023
+    steps.take(
+        "have systemd read its units",
+        steps.changes > 0,
+        lambda: appliance.run("systemctl", "daemon-reload"),
+    )
+    for path in [LINK, *sorted(FOLDER.glob("pv-*.pyz"))]:
+        steps.take(f"remove {path}", os.path.lexists(path), lambda: path.unlink())  # noqa: B023
+    steps.take(f"remove {FOLDER}", FOLDER.exists(), FOLDER.rmdir)
+    steps.say(
+        f"left: {config.root} with every run, prompt and clone, {ENV.parent} with the settings, "
+        f"and the user {config.api_user}. Jobs that run now go on to their end. "
+        "Installed again, Prompt Valet takes all of it up."
+    )
+    steps.say(f"To remove these too: rm -r {config.root} {ENV.parent} && userdel {config.api_user}")
+
+
+def _refuse_other_version(archive: Archive) -> None:
+    if LINK.exists() and LINK.read_bytes() != archive.data:
+        installed = Archive.read(LINK)
+        raise ValetError(
+            f"version {installed.version} is installed here and this is {archive.version}: "
+            f"sudo python3 {archive.path} upgrade"
+        )
+
+
+def _make_user(steps: Steps, config: Config) -> None:
+    user, home = config.api_user, str(config.root)
+    known = _exists(user)
+    if not known and user != _USER:
+        raise ValetError(
+            f"PV_API_USER={user} is not a user of this machine: create it, or name another in {ENV}"
+        )
+    argv = ["useradd", "--system", "--user-group", "--home-dir", home]
+    argv += ["--shell", "/usr/sbin/nologin", user]
+    steps.take(f"create the user {user}", not known, lambda: appliance.run(*argv))
+
+
+def _exists(user: str) -> bool:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
+
+
+def _make_folder(steps: Steps, folder: Path, mode: int, user: str = "root") -> None:
+    def make() -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+        shutil.chown(folder, user, pwd.getpwnam(user).pw_gid)
+        files.sync_folder(folder.parent)
+
+    needed = not folder.exists()
+    if not needed and not (_exists(user) and folder.owner() == user):
+        needed = folder.owner() == "root" and not any(folder.iterdir())  # half made
+        if not needed:
+            raise ValetError(
+                f"{folder} belongs to {folder.owner()}, not to {user}: "
+                f"chown -R {user}: {folder}, then install again"
+            )
+    steps.take(f"make the folder {folder}, of {user} and mode {mode:04o}", needed, make)
+
+
+def _put_settings(steps: Steps, archive: Archive, config: Config, with_token: bool) -> None:
+    """The settings are the operator's once they are there; a token is made only once."""
+    text = archive.shipped("ops/env/pv.env.example")
+    if with_token:
+        text = text.replace(b"#PV_API_TOKEN_FILE=\n", f"PV_API_TOKEN_FILE={_TOKEN}\n".encode())
+        steps.take(
+            f"make a token in {_TOKEN}, which only {config.api_user} can read",
+            not _TOKEN.exists(),
+            lambda: _make_token(config.api_user),
+        )
+        if ENV.exists() and config.api_token is None:
+            steps.say(f"To have it asked for, set PV_API_TOKEN_FILE={_TOKEN} in {ENV}")
+    steps.take(f"write {ENV}", not ENV.exists(), lambda: files.create(ENV, text, mode=0o644))
+
+
+def _make_token(user: str) -> None:
+    temp = _TOKEN.with_name(files.temp_name())
+    files.write_new(temp, secrets.token_urlsafe(24).encode() + b"\n")
+    shutil.chown(temp, user, pwd.getpwnam(user).pw_gid)
+    os.rename(temp, _TOKEN)
+    files.sync_folder(_TOKEN.parent)
+
+
+def _end(steps: Steps, config: Config, dry_run: bool) -> None:
+    """What needs a person, and the next three commands."""
+    if not steps.changes:
+        steps.say("Nothing was changed: it was installed already.")
+    if not appliance.unit_is("is-active", API) and _is_taken(config):
+        steps.say(
+            f"NOTE: port {config.bind_port} of {config.bind_host} is taken by another program: "
+            f"stop that, or set another PV_BIND_PORT in {ENV}, before the start."
+        )
+    if not shutil.which(config.codex_bin):
+        steps.say(
+            f"NOTE: {config.codex_bin} is not there yet, and no job can run without it: "
+            "npm install -g @openai/codex"
+        )
+    if dry_run:
+        steps.say("This was a dry run: nothing was changed.")
+    user, root = config.api_user, config.root
+    steps.say("Next:")
+    steps.say(f"  sudo -u {user} env HOME={root} codex login")
+    steps.say(
+        f"  sudo -u {user} git clone https://github.com/OWNER/NAME.git "
+        f"{config.repos_root}/OWNER/NAME"
+    )
+    steps.say(f"  sudo systemctl enable --now {API}")
+
+
+def _is_taken(config: Config) -> bool:
+    family = socket.AF_INET6 if ":" in config.bind_host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.bind_host, config.bind_port))
+            probe.listen()
+        except OSError:
+            return True
+    return False
