@@ -50,6 +50,7 @@ def upgrade(archive: Archive, *, dry_run: bool, out: TextIO) -> None:
         _check_runs(archive, config)
     old_place = LINK.resolve() if LINK.is_symlink() else old.place
     new_place = archive.place
+    is_new = not new_place.exists()
     active = [unit for unit in UNITS if appliance.unit_is("is-active", unit)]
     units = {name: archive.unit(name) for name in UNITS if (UNIT_FOLDER / name).exists()}
     before = {name: (UNIT_FOLDER / name).read_bytes() for name in units}
@@ -70,6 +71,7 @@ def upgrade(archive: Archive, *, dry_run: bool, out: TextIO) -> None:
         appliance.put_units(steps, before, [archive])
         _restart(steps, active)
         _await_health(config, active, old.version)
+        steps.take(f"remove {new_place}", is_new, lambda: new_place.unlink(missing_ok=True))
 
     _with_way_back(go, go_back, f"version {archive.version}", f"version {old.version}")
     for path in sorted(FOLDER.glob("pv-*.pyz")):

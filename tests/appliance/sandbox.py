@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from appliance.box import API, ROOT, WATCHER, Box
 from chaos.common import Figures
 from harness import PROGRAMS, REPO, until
-from needs import real_codex
 
 EXPOSURE = 3.5
 MODEL_PORT = 8091
@@ -26,7 +26,10 @@ OUTSIDE = (f"{ROOT}/outside.txt", "/var/tmp/outside.txt", f"{ROOT}/repos/{REPO}/
 
 def put_codex(box: Box) -> None:
     """The real one, without Node: its package brings a static program and what belongs to it."""
-    launcher = Path(real_codex()).resolve()
+    found = shutil.which("codex")
+    if not found:
+        sys.exit("tests/appliance: needs the real Codex: npm install -g @openai/codex")
+    launcher = Path(found).resolve()
     (program,) = [p for p in launcher.parents[2].rglob("vendor/*/bin/codex") if p.is_file()]
     target = box.machine.path("/opt/codex")
     shutil.copytree(program.parents[1], target)
@@ -49,20 +52,20 @@ def judgement(box: Box, figures: Figures) -> None:
         figures.say(f"systemd-analyze security {unit}", level, good=level <= EXPOSURE)
 
 
-def write_inside_and_out(box: Box) -> tuple[list[str], str]:
-    """A job that writes into its work tree and at OUTSIDE; which of these are there, its log."""
+def write_inside_and_out(box: Box) -> tuple[list[str], int]:
+    """A job that writes into its work tree and at OUTSIDE.
+
+    Which of the latter are there, and how many times the job was told that it may not.
+    """
     box.sh(f"rm -f {' '.join(OUTSIDE)}")
-    tries = "".join(f"model: run echo out > {path}\n" for path in OUTSIDE)
+    tries = "".join(f"model: run (echo out > {p}) 2>>refused.txt; true\n" for p in OUTSIDE)
     job_id = box.submit(f"# Write\nmodel: run echo in > in.txt\n{tries}model: patch two.txt two\n")
     record = box.await_end(job_id)
     branch = (record["result"] or {}).get("branch", "none")
-    for path in ("in.txt", "two.txt"):
-        shown = box.sh(
-            f"runuser -u prompt-valet -- git -C {ROOT}/repos/{REPO} show {branch}:{path}"
-        )
-        assert shown in ("in\n", "two\n"), record
+    show = f"runuser -u prompt-valet -- git -C {ROOT}/repos/{REPO} show {branch}:"
+    assert box.sh(f"{show}in.txt") == "in\n" and box.sh(f"{show}two.txt") == "two\n", record
     there = [path for path in OUTSIDE if box.machine.path(path).exists()]
-    return there, box.log(job_id)
+    return there, box.sh(f"{show}refused.txt").count("Read-only file system")
 
 
 def run(box: Box, figures: Figures) -> None:
@@ -76,11 +79,10 @@ def run(box: Box, figures: Figures) -> None:
     with box.machine.background(*model) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("http://")
-        there, log = write_inside_and_out(box)
-        refused = log.count("Read-only file system")
+        there, refused = write_inside_and_out(box)
         figures.say("real Codex: files in its work tree", "both in the job's commit")
         figures.none("real Codex: files outside it", there, len(OUTSIDE))
-        figures.say("real Codex: refusals in its log", refused, good=refused >= len(OUTSIDE))
+        figures.say("real Codex: refusals it was told of", refused, good=refused == len(OUTSIDE))
         job_id = box.submit("# Late\nmodel: run sleep 4; echo late > late.txt; cat late.txt\n")
         until(lambda: "sleep 4" in box.log(job_id), "the command at work")
         box.run("systemctl", "restart", API)
