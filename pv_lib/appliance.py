@@ -107,7 +107,7 @@ class Steps:
                         f"could not {what}: {error.strerror}; remedy that and run this again, "
                         "what is done already stays"
                     ) from error
-        self.say(f"{('would' if self._dry_run else 'done') if needed else 'as it is'}: {what}")
+        self.say(f"{('would' if self._dry_run else 'done') if needed else 'not needed'}: {what}")
 
 
 def need_root(command: str) -> None:
@@ -162,6 +162,11 @@ def read_env(path: Path = ENV) -> dict[str, str]:
     return found
 
 
+def home() -> Path:
+    """The service's HOME, where Codex keeps its login: the units', unless the settings have one."""
+    return Path(read_env().get("HOME") or "/srv/prompt-valet")
+
+
 def load() -> Config:
     """The settings of this machine. Raises ConfigFault with every fault, as `serve` would."""
     config, faults = settings.read(read_env())
@@ -208,7 +213,7 @@ def put_units(steps: Steps, texts: Mapping[str, bytes], ours: Sequence[Archive])
         path = UNIT_FOLDER / name
         present = path.read_bytes() if path.exists() else None
         if present not in (None, text, *(archive.unit(name) for archive in ours)):
-            steps.say(f"as it is: {path}, which was changed by hand (remove it to get the new one)")
+            steps.say(f"left: {path}, which was changed by hand (remove it to get the new one)")
             continue
         needed = present != text
         steps.take(f"write {path}", needed, lambda: files.write(path, text, mode=0o644))  # noqa: B023

@@ -26,6 +26,7 @@ from pv_lib.config import Config
 from pv_lib.errors import ValetError
 
 _USER = "prompt-valet"
+_BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 _TOKEN = ENV.with_name("token")
 _NEEDED = {
     "git": "install it with the system's package manager",
@@ -40,15 +41,20 @@ def install(archive: Archive, *, dry_run: bool, with_token: bool, out: TextIO) -
     steps = Steps(out, dry_run=dry_run)
     if not dry_run:
         appliance.need_root("install")
+        if not _BOOTED.is_dir():
+            raise ValetError(
+                "systemd does not run this machine: see `serve`, which needs no install"
+            )
     os.umask(0o022)
     for program, remedy in _NEEDED.items():
         if not shutil.which(program):
             raise ValetError(f"{program} is not on this machine: {remedy}, then install again")
     _refuse_other_version(archive)
     config = appliance.load()
-    _make_user(steps, config)
-    root = config.root
-    _make_folder(steps, root, 0o700, config.api_user)
+    home = appliance.home()
+    _make_user(steps, config, home)
+    for folder in dict.fromkeys((config.root, home)):
+        _make_folder(steps, folder, 0o700, config.api_user)
     _make_folder(steps, FOLDER, 0o755)
     appliance.put_archive(steps, archive)
     at_link = LINK.is_symlink() and LINK.resolve() == archive.place
@@ -56,7 +62,7 @@ def install(archive: Archive, *, dry_run: bool, with_token: bool, out: TextIO) -
     _make_folder(steps, ENV.parent, 0o755)
     _put_settings(steps, archive, config, with_token)
     appliance.put_units(steps, {name: archive.unit(name) for name in UNITS}, [])
-    _end(steps, config, dry_run)
+    _end(steps, config, home, dry_run)
 
 
 def uninstall(*, dry_run: bool, out: TextIO) -> None:
@@ -98,14 +104,14 @@ def _refuse_other_version(archive: Archive) -> None:
         )
 
 
-def _make_user(steps: Steps, config: Config) -> None:
-    user, home = config.api_user, str(config.root)
+def _make_user(steps: Steps, config: Config, home: Path) -> None:
+    user = config.api_user
     known = _exists(user)
     if not known and user != _USER:
         raise ValetError(
             f"PV_API_USER={user} is not a user of this machine: create it, or name another in {ENV}"
         )
-    argv = ["useradd", "--system", "--user-group", "--home-dir", home]
+    argv = ["useradd", "--system", "--user-group", "--home-dir", str(home)]
     argv += ["--shell", "/usr/sbin/nologin", user]
     steps.take(f"create the user {user}", not known, lambda: appliance.run(*argv))
 
@@ -158,7 +164,7 @@ def _make_token(user: str) -> None:
     files.sync_folder(_TOKEN.parent)
 
 
-def _end(steps: Steps, config: Config, dry_run: bool) -> None:
+def _end(steps: Steps, config: Config, home: Path, dry_run: bool) -> None:
     """What needs a person, and the next three commands."""
     if not steps.changes:
         steps.say("Nothing was changed: it was installed already.")
@@ -174,9 +180,9 @@ def _end(steps: Steps, config: Config, dry_run: bool) -> None:
         )
     if dry_run:
         steps.say("This was a dry run: nothing was changed.")
-    user, root = config.api_user, config.root
+    user = config.api_user
     steps.say("Next:")
-    steps.say(f"  sudo -u {user} env HOME={root} codex login")
+    steps.say(f"  sudo -u {user} env HOME={home} codex login")
     steps.say(
         f"  sudo -u {user} git clone https://github.com/OWNER/NAME.git "
         f"{config.repos_root}/OWNER/NAME"

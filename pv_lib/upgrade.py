@@ -44,7 +44,7 @@ def upgrade(archive: Archive, *, dry_run: bool, out: TextIO) -> None:
         raise ValetError("another upgrade is at work: wait for its end") from None
     old = Archive.read(LINK)
     if old.data == archive.data:
-        steps.say(f"as it is: {LINK} is this version, {old.version}; nothing was changed")
+        steps.say(f"not needed: {LINK} is this version, {old.version}; nothing was changed")
         return
     if not dry_run:
         _check_runs(archive, config)

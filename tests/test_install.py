@@ -126,6 +126,10 @@ def test_both_units_say_the_same_but_for_the_command() -> None:
     assert api == watcher
 
 
+def test_install_knows_the_home_that_the_units_set() -> None:
+    assert unit(UNITS[0])["Service"]["Environment"] == f"HOME={appliance.home()}"
+
+
 def test_the_watchdog_waits_for_several_missed_turns() -> None:
     for path in UNITS:
         assert float(unit(path)["Service"]["WatchdogSec"]) >= 4 * ALIVE_SECONDS
