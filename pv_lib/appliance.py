@@ -5,30 +5,33 @@
     /etc/prompt-valet/pv.env                the settings
     /etc/systemd/system/prompt-valet-*      the units
 
-`install` puts it there, `upgrade` replaces it; both only through `Steps`, so that each change is
-told, and a dry run makes none. Nothing here serves or runs jobs.
+`install` puts it there, `upgrade` replaces it; what they change for good goes through `Steps`, so
+that it is told, and a dry run changes nothing. Nothing here serves or runs jobs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
+import pwd
 import re
 import subprocess
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from pv_lib import config as settings
-from pv_lib import files
+from pv_lib import files, journal
 from pv_lib.client import Client
 from pv_lib.config import Config
 from pv_lib.errors import ConfigFault, ValetError
 
+_LOCK = Path("/run/prompt-valet.lock")  # not in a folder that others can open: they could hold it
 FOLDER = Path("/opt/prompt-valet")
 LINK = FOLDER / "pv.pyz"
 ENV = Path("/etc/prompt-valet/pv.env")
@@ -88,18 +91,19 @@ class Steps:
 
     def __init__(self, out: TextIO, *, dry_run: bool) -> None:
         self._out = out
-        self._dry_run = dry_run
+        self.dry_run = dry_run
         self.changes = 0
 
     def say(self, text: str) -> None:
-        """A line of its own."""
-        print(text, file=self._out, flush=True)
+        """A line of its own; who asked may have hung up."""
+        with contextlib.suppress(OSError):
+            print(text, file=self._out, flush=True)
 
     def take(self, what: str, needed: bool, action: Callable[[], object]) -> None:
         """Do `action` where it is `needed`. Raises ValetError with `what` where it fails."""
         if needed:
             self.changes += 1
-            if not self._dry_run:
+            if not self.dry_run:
                 try:
                     action()
                 except OSError as error:
@@ -107,13 +111,15 @@ class Steps:
                         f"could not {what}: {error.strerror}; remedy that and run this again, "
                         "what is done already stays"
                     ) from error
-        self.say(f"{('would' if self._dry_run else 'done') if needed else 'not needed'}: {what}")
+        self.say(f"{('would' if self.dry_run else 'done') if needed else 'not needed'}: {what}")
 
 
 def need_root(command: str) -> None:
     """Raises ValetError for anybody else."""
     if os.geteuid() != 0:
-        raise ValetError(f"{command} changes the system: run it as root, or with --dry-run")
+        raise ValetError(
+            f"{command} changes the system: run it as root; --dry-run only says the steps"
+        )
 
 
 def run(*argv: str) -> str:
@@ -124,7 +130,8 @@ def run(*argv: str) -> str:
         raise ValetError(f"{argv[0]} cannot be run: {error.strerror}") from error
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise ValetError(f"{' '.join(argv)}: {said[-1] if said else f'exit {done.returncode}'}")
+        why = journal.plain(said[-1]) if said else f"exit {done.returncode}"
+        raise ValetError(f"{' '.join(argv)}: {why}")
     return done.stdout
 
 
@@ -134,15 +141,52 @@ def unit_is(question: str, unit: str) -> bool:
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
+def is_up(unit: str) -> bool:
+    """Whether the unit runs, or systemd is about to start it, again and again perhaps."""
+    state = _show(unit, "ActiveState")
+    return state in ("active", "activating", "reloading", "deactivating")
+
+
+def invocation(unit: str) -> str:
+    """What systemd calls the unit's newest start."""
+    return _show(unit, "InvocationID")
+
+
 def why_it_failed(unit: str) -> str:
     """Why the unit's newest start came to nothing: the last line that it said, if any."""
-    if run("systemctl", "show", "--property=Result", "--value", unit).strip() == "timeout":
+    if _show(unit, "Result") == "timeout":
         return "it was not ready in time"
     run("journalctl", "--sync")
-    start = run("systemctl", "show", "--property=InvocationID", "--value", unit).strip()
-    ours = (f"_SYSTEMD_INVOCATION_ID={start}", "SYSLOG_IDENTIFIER=prompt-valet")
+    ours = (f"_SYSTEMD_INVOCATION_ID={invocation(unit)}", "SYSLOG_IDENTIFIER=prompt-valet")
     said = run("journalctl", *ours, "-n1", "-ocat", "-q").strip()
-    return said or f"see journalctl -u {unit}"
+    return journal.plain(said) or f"see journalctl -u {unit}"
+
+
+def _show(unit: str, name: str) -> str:
+    return run("systemctl", "show", f"--property={name}", "--value", unit).strip()
+
+
+@contextlib.contextmanager
+def alone(steps: Steps) -> Iterator[None]:
+    """Nobody else installs, upgrades or uninstalls meanwhile; what such a one left is removed.
+
+    Raises ValetError where somebody is at work. A dry run needs no lock.
+    """
+    if steps.dry_run:
+        yield
+        return
+    holder = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = "another install, upgrade or uninstall is at work"
+            raise ValetError(f"{what}: wait for its end") from None
+        for left in FOLDER.glob(".*.tmp"):
+            left.unlink()
+        yield
+    finally:
+        os.close(holder)
 
 
 def read_env(path: Path = ENV) -> dict[str, str]:
@@ -168,11 +212,39 @@ def home() -> Path:
 
 
 def load() -> Config:
-    """The settings of this machine. Raises ConfigFault with every fault, as `serve` would."""
-    config, faults = settings.read(read_env())
+    """The settings of this machine. Raises ConfigFault with every fault, as `serve` would.
+
+    The token is read with the rights of the service's user: where that user can put a link in its
+    place, root would read for it what it may not.
+    """
+    environ = read_env()
+    with as_user(environ.get("PV_API_USER") or "prompt-valet"):
+        config, faults = settings.read(environ)
     if faults:
         raise ConfigFault([f"{ENV}: {fault}" for fault in faults])
     return config
+
+
+@contextlib.contextmanager
+def as_user(name: str) -> Iterator[None]:
+    """With the rights of this user, where there is one and we are root."""
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        user = None
+    if user is None or os.geteuid() != 0:
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups([user.pw_gid])
+    os.setegid(user.pw_gid)
+    os.seteuid(user.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
 
 
 def client(config: Config, timeout: float) -> Client:
@@ -193,9 +265,17 @@ def point_link(target: Path) -> None:
     files.sync_folder(FOLDER)
 
 
-def put_archive(steps: Steps, archive: Archive) -> None:
-    """The file beside those of other versions; nothing uses it yet."""
-    place = archive.place
+def known() -> list[Archive]:
+    """Every version that lies here: a unit as one of them brings it was changed by nobody."""
+    found = []
+    for path in [LINK, *sorted(FOLDER.glob("pv-*.pyz"))]:
+        with contextlib.suppress(ValetError):
+            found.append(Archive.read(path))
+    return found
+
+
+def put_archive(steps: Steps, archive: Archive, place: Path) -> None:
+    """The file at `place`, beside those of other versions; nothing uses it there yet."""
     steps.take(
         f"copy {archive.path} to {place}",
         not place.exists(),
@@ -212,7 +292,7 @@ def put_units(steps: Steps, texts: Mapping[str, bytes], ours: Sequence[Archive])
     for name, text in texts.items():
         path = UNIT_FOLDER / name
         present = path.read_bytes() if path.exists() else None
-        if present not in (None, text, *(archive.unit(name) for archive in ours)):
+        if present not in (None, text, *_units(ours, name)):
             steps.say(f"left: {path}, which was changed by hand (remove it to get the new one)")
             continue
         needed = present != text
@@ -221,3 +301,9 @@ def put_units(steps: Steps, texts: Mapping[str, bytes], ours: Sequence[Archive])
     if changed:
         steps.take("have systemd read its units", True, lambda: run("systemctl", "daemon-reload"))
     return changed
+
+
+def _units(archives: Sequence[Archive], name: str) -> Iterator[bytes]:
+    for archive in archives:
+        with contextlib.suppress(ValetError):
+            yield archive.unit(name)

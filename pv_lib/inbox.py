@@ -114,6 +114,10 @@ class Inbox:
             return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
         return True
 
+    def closed(self) -> list[str]:
+        """The folders of the inbox that we may not read, as far as the last scan knows."""
+        return self._scan.closed()
+
     def scan(self, *, thorough: bool = False) -> list[Prompt]:
         """Every prompt file in the inbox, by folder and name. Links are not followed.
 

@@ -12,20 +12,25 @@ What is installed stands in `appliance`; replacing a version is `upgrade`'s.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import grp
 import os
 import pwd
 import secrets
 import shutil
 import socket
+import stat
 from pathlib import Path
 from typing import TextIO
 
 from pv_lib import appliance, files
+from pv_lib import config as settings
 from pv_lib.appliance import API, ENV, FOLDER, LINK, PYTHON, UNIT_FOLDER, UNITS, Archive, Steps
 from pv_lib.config import Config
 from pv_lib.errors import ValetError
 
-_USER = "prompt-valet"
+_USER, _ROOT = "prompt-valet", Path("/srv/prompt-valet")
 _BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 _TOKEN = ENV.with_name("token")
 _NEEDED = {
@@ -43,26 +48,35 @@ def install(archive: Archive, *, dry_run: bool, with_token: bool, out: TextIO) -
         appliance.need_root("install")
         if not _BOOTED.is_dir():
             raise ValetError(
-                "systemd does not run this machine: see `serve`, which needs no install"
+                "systemd does not run this machine: start `python3 pv.pyz serve` by hand"
             )
     os.umask(0o022)
     for program, remedy in _NEEDED.items():
         if not shutil.which(program):
             raise ValetError(f"{program} is not on this machine: {remedy}, then install again")
+    with appliance.alone(steps):
+        _install(steps, archive, with_token)
+
+
+def _install(steps: Steps, archive: Archive, with_token: bool) -> None:
     _refuse_other_version(archive)
     config = appliance.load()
     home = appliance.home()
     _make_user(steps, config, home)
-    for folder in dict.fromkeys((config.root, home)):
+    for folder in dict.fromkeys((home, config.root)):  # the one may lie in the other
         _make_folder(steps, folder, 0o700, config.api_user)
     _make_folder(steps, FOLDER, 0o755)
-    appliance.put_archive(steps, archive)
-    at_link = LINK.is_symlink() and LINK.resolve() == archive.place
-    steps.take(f"point {LINK} to it", not at_link, lambda: appliance.point_link(archive.place))
+    place = archive.place
+    appliance.put_archive(steps, archive, place)
+    at_link = LINK.is_symlink() and os.readlink(LINK) == place.name
+    steps.take(f"point {LINK} to it", not at_link, lambda: appliance.point_link(place))
     _make_folder(steps, ENV.parent, 0o755)
     _put_settings(steps, archive, config, with_token)
-    appliance.put_units(steps, {name: archive.unit(name) for name in UNITS}, [])
-    _end(steps, config, home, dry_run)
+    texts = {name: archive.unit(name) for name in UNITS}
+    appliance.put_units(steps, texts, appliance.known())
+    if with_token and not steps.dry_run and appliance.load().api_token is None:
+        steps.say(f"NOTE: the token is not asked for yet: set PV_API_TOKEN_FILE={_TOKEN} in {ENV}")
+    _end(steps, config, home)
 
 
 def uninstall(*, dry_run: bool, out: TextIO) -> None:
@@ -70,9 +84,15 @@ def uninstall(*, dry_run: bool, out: TextIO) -> None:
     steps = Steps(out, dry_run=dry_run)
     if not dry_run:
         appliance.need_root("uninstall")
-    config = appliance.load()
+    with appliance.alone(steps):
+        _uninstall(steps)
+
+
+def _uninstall(steps: Steps) -> None:
+    no_token = {k: v for k, v in appliance.read_env().items() if not k.startswith("PV_API_TOKEN")}
+    config, _ = settings.read(no_token)  # what is wrong in them must not keep it here
     for unit in UNITS:
-        active = appliance.unit_is("is-active", unit)
+        active = appliance.is_up(unit)
         steps.take(f"stop {unit}", active, lambda: appliance.run("systemctl", "stop", unit))  # noqa: B023
         enabled = appliance.unit_is("is-enabled", unit)
         steps.take(f"disable {unit}", enabled, lambda: appliance.run("systemctl", "disable", unit))  # noqa: B023
@@ -86,13 +106,16 @@ def uninstall(*, dry_run: bool, out: TextIO) -> None:
     )
     for path in [LINK, *sorted(FOLDER.glob("pv-*.pyz"))]:
         steps.take(f"remove {path}", os.path.lexists(path), lambda: path.unlink())  # noqa: B023
-    steps.take(f"remove {FOLDER}", FOLDER.exists(), FOLDER.rmdir)
+    remove = FOLDER.unlink if FOLDER.is_symlink() else FOLDER.rmdir
+    steps.take(f"remove {FOLDER}", FOLDER.exists(), remove)
+    apart = [str(root) for root in config.roots.values() if config.root not in root.parents]
     steps.say(
-        f"left: {config.root} with every run, prompt and clone, {ENV.parent} with the settings, "
-        f"and the user {config.api_user}. Jobs that run now go on to their end. "
-        "Installed again, Prompt Valet takes all of it up."
+        f"left: {', '.join([str(config.root), *apart])} with every run, prompt and clone, "
+        f"{ENV.parent} with the settings, and the user {config.api_user}. Jobs that run now go on "
+        "to their end. Installed again, Prompt Valet takes all of it up."
     )
-    steps.say(f"To remove these too: rm -r {config.root} {ENV.parent} && userdel {config.api_user}")
+    if (config.api_user, config.root, apart) == (_USER, _ROOT, []):
+        steps.say(f"To remove these too: rm -r {_ROOT} {ENV.parent} && userdel {_USER}")
 
 
 def _refuse_other_version(archive: Archive) -> None:
@@ -111,7 +134,8 @@ def _make_user(steps: Steps, config: Config, home: Path) -> None:
         raise ValetError(
             f"PV_API_USER={user} is not a user of this machine: create it, or name another in {ENV}"
         )
-    argv = ["useradd", "--system", "--user-group", "--home-dir", str(home)]
+    group = ["--gid", user] if _group_exists(user) else ["--user-group"]
+    argv = ["useradd", "--system", *group, "--home-dir", str(home)]
     argv += ["--shell", "/usr/sbin/nologin", user]
     steps.take(f"create the user {user}", not known, lambda: appliance.run(*argv))
 
@@ -124,21 +148,50 @@ def _exists(user: str) -> bool:
     return True
 
 
+def _group_exists(name: str) -> bool:
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
+
+
 def _make_folder(steps: Steps, folder: Path, mode: int, user: str = "root") -> None:
     def make() -> None:
+        if not _is_roots(folder):  # whoever has a folder above could lead root astray
+            with appliance.as_user(user):
+                folder.mkdir(parents=True, mode=mode)
+            return
         folder.mkdir(parents=True, exist_ok=True, mode=mode)
-        shutil.chown(folder, user, pwd.getpwnam(user).pw_gid)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            owner = pwd.getpwnam(user)
+            os.fchown(fd, owner.pw_uid, owner.pw_gid)
+            os.fchmod(fd, mode)
+        finally:
+            os.close(fd)
         files.sync_folder(folder.parent)
 
     needed = not folder.exists()
-    if not needed and not (_exists(user) and folder.owner() == user):
-        needed = folder.owner() == "root" and not any(folder.iterdir())  # half made
+    if not needed and not (_exists(user) and folder.stat().st_uid == pwd.getpwnam(user).pw_uid):
+        needed = folder.stat().st_uid == 0 and not any(folder.iterdir())  # half made
         if not needed:
             raise ValetError(
-                f"{folder} belongs to {folder.owner()}, not to {user}: "
-                f"chown -R {user}: {folder}, then install again"
+                f"{folder} does not belong to {user}: chown -R {user}: {folder}, then install again"
             )
     steps.take(f"make the folder {folder}, of {user} and mode {mode:04o}", needed, make)
+
+
+def _is_roots(folder: Path) -> bool:
+    """Whether nobody but root can change which folder stands at this path."""
+    above = {*folder.parents, folder.parent.resolve(), *folder.parent.resolve().parents}
+    for path in above:
+        with contextlib.suppress(FileNotFoundError):
+            info = path.lstat()
+            open_to_all = not stat.S_ISLNK(info.st_mode) and info.st_mode & 0o022
+            if info.st_uid != 0 or open_to_all:
+                return False
+    return True
 
 
 def _put_settings(steps: Steps, archive: Archive, config: Config, with_token: bool) -> None:
@@ -151,8 +204,6 @@ def _put_settings(steps: Steps, archive: Archive, config: Config, with_token: bo
             not _TOKEN.exists(),
             lambda: _make_token(config.api_user),
         )
-        if ENV.exists() and config.api_token is None:
-            steps.say(f"To have it asked for, set PV_API_TOKEN_FILE={_TOKEN} in {ENV}")
     steps.take(f"write {ENV}", not ENV.exists(), lambda: files.create(ENV, text, mode=0o644))
 
 
@@ -164,7 +215,7 @@ def _make_token(user: str) -> None:
     files.sync_folder(_TOKEN.parent)
 
 
-def _end(steps: Steps, config: Config, home: Path, dry_run: bool) -> None:
+def _end(steps: Steps, config: Config, home: Path) -> None:
     """What needs a person, and the next three commands."""
     if not steps.changes:
         steps.say("Nothing was changed: it was installed already.")
@@ -178,8 +229,10 @@ def _end(steps: Steps, config: Config, home: Path, dry_run: bool) -> None:
             f"NOTE: {config.codex_bin} is not there yet, and no job can run without it: "
             "npm install -g @openai/codex"
         )
-    if dry_run:
+    if steps.dry_run:
         steps.say("This was a dry run: nothing was changed.")
+    if appliance.unit_is("is-active", API):
+        return
     user = config.api_user
     steps.say("Next:")
     steps.say(f"  sudo -u {user} env HOME={home} codex login")
@@ -197,6 +250,6 @@ def _is_taken(config: Config) -> bool:
         try:
             probe.bind((config.bind_host, config.bind_port))
             probe.listen()
-        except OSError:
-            return True
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
     return False

@@ -28,6 +28,11 @@ def listens(environ: Mapping[str, str]) -> bool:
     return False
 
 
+def plain(text: str) -> str:
+    """The text as one line that no terminal can be spoilt by."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class Journal:
     """Writes lines to a stream. `priorities` puts journald's prefixes before them."""
 
@@ -50,7 +55,7 @@ class Journal:
 
     def _write(self, priority: int, text: str) -> None:
         prefix = f"<{priority}>" if self._priorities else ""
-        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        line = plain(text)
         with self._lock:
             try:
                 self._stream.write(f"{prefix}{line}\n")
@@ -69,7 +74,7 @@ class Notes:
         self._journal = journal
         self._path = path
         self._now: set[str] = set()
-        self._told: set[str] = set()
+        self._told: set[str] | None = None  # what an earlier server has left stands in the file
 
     def clear(self) -> None:
         """A new poll begins."""
@@ -83,7 +88,7 @@ class Notes:
         """Say what is new."""
         if self._now == self._told:
             return
-        for text in sorted(self._now - self._told):
+        for text in sorted(self._now - (self._told or set())):
             self._journal.error(text)
         self._told = set(self._now)
         with contextlib.suppress(OSError):

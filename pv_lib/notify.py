@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
-ALIVE_SECONDS = 5.0  # how often at least `alive` must be called, and at most says so
+ALIVE_SECONDS = 5.0  # how often at least `alive` must be called, and how often it feeds
 _STATUS_SECONDS = 1.0  # how often the status line may change
 
 

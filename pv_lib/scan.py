@@ -51,6 +51,7 @@ class Scan:
         self._lock = threading.Lock()  # guards all below
         self._folders: dict[str, _Folder] = {}
         self._warm: set[str] = set()
+        self._closed: set[str] = set()  # what we may not read
         self._round: Iterator[str] = iter(())  # those whose turn is still to come
 
     def prompts(self, *, thorough: bool = False) -> list[Prompt]:
@@ -70,6 +71,11 @@ class Scan:
                 found += [self._now(prompt) for prompt in self._folders[path].prompts]
         there = (prompt for prompt in found if prompt)
         return sorted(there, key=lambda prompt: (prompt.folders, prompt.path.name))
+
+    def closed(self) -> list[str]:
+        """The folders that we may not read, as far as is known."""
+        with self._lock:
+            return sorted(self._closed)
 
     def _in_turn(self) -> list[str]:
         """The next quiet folders."""
@@ -106,7 +112,7 @@ class Scan:
                 self._forget(path)
                 self._doubt(os.path.dirname(path))
             else:  # not ours to read, no descriptor: it may be another time
-                self._put(path, _Folder(inner=folder.inner))
+                self._put(path, _Folder(inner=folder.inner), error)
 
     def _doubt(self, path: str) -> None:
         """What was in it is gone: it, or a folder above, was moved, and may come back unchanged."""
@@ -115,8 +121,11 @@ class Scan:
             folder.signature = None
             self._warm.add(path)
 
-    def _put(self, path: str, folder: _Folder) -> None:
+    def _put(self, path: str, folder: _Folder, why: OSError) -> None:
+        """A folder that could not be read."""
         self._folders[path] = folder
+        if isinstance(why, PermissionError):
+            self._closed.add(path)
         self._place(path, folder, 0)
 
     def _place(self, path: str, folder: _Folder, changed: int) -> None:
@@ -152,6 +161,7 @@ class Scan:
                         fresh.prompts += [prompt] if prompt else []
         known = self._folders.get(path, _Folder()).inner
         self._folders[path] = fresh
+        self._closed.discard(path)
         for name, inode in known.items():
             if fresh.inner.get(name) != inode:
                 self._forget(f"{path}/{name}")
@@ -164,19 +174,20 @@ class Scan:
         inner = f"{path}/{name}"
         try:
             fd = os.open(name, beneath.STEP, dir_fd=outer)
-        except OSError:  # gone, or not ours to read
-            self._put(inner, _Folder())
+        except OSError as error:  # gone, or not ours to read
+            self._put(inner, _Folder(), error)
             return
         try:
             self._read_open(fd, inner)
-        except OSError:
-            self._put(inner, _Folder())
+        except OSError as error:
+            self._put(inner, _Folder(), error)
         finally:
             os.close(fd)
 
     def _forget(self, path: str) -> None:
         folder = self._folders.pop(path, None)
         self._warm.discard(path)
+        self._closed.discard(path)
         for name in folder.inner if folder else ():
             self._forget(f"{path}/{name}")
 

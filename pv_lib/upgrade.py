@@ -2,8 +2,8 @@
 
     the power goes           what the next start sees
     before the link moved    the old version; a file more, which nothing uses
-    behind it                the new version, whole and unchecked; the old file is still there, and
-                             its own `upgrade` goes back to it
+    behind it                the new version, whole and unchecked; `upgrade` again finishes, the old
+                             file's own `upgrade` goes back
 
 Running jobs know nothing of it: their agents have no part of the file open, and the new server
 adopts them. What fails is rolled back: link, units, restart. What is installed stands in
@@ -12,20 +12,23 @@ adopts them. What fails is rolled back: link, units, restart. What is installed 
 
 from __future__ import annotations
 
-import fcntl
 import os
+import signal
 import time
-from collections.abc import Callable, Sequence
-from typing import TextIO
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TextIO
 
 from pv_lib import appliance, files
-from pv_lib.appliance import API, FOLDER, LINK, PYTHON, UNIT_FOLDER, UNITS, Archive, Steps
+from pv_lib.appliance import API, ENV, FOLDER, LINK, PYTHON, UNIT_FOLDER, UNITS, Archive, Steps
 from pv_lib.config import Config
 from pv_lib.errors import ValetError
 
 _HEALTHY_SECONDS = 30.0  # how long a new version may take until it answers and its watcher works
 _STEADY_SECONDS = 3.0  # and how long it must stay so
 _LOOK_SECONDS = 0.2
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def upgrade(archive: Archive, *, dry_run: bool, out: TextIO) -> None:
@@ -36,129 +39,185 @@ def upgrade(archive: Archive, *, dry_run: bool, out: TextIO) -> None:
     os.umask(0o022)
     if not LINK.exists():
         raise ValetError(f"nothing is installed at {LINK}: sudo python3 {archive.path} install")
-    config = appliance.load()
-    holder = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValetError("another upgrade is at work: wait for its end") from None
-    old = Archive.read(LINK)
-    if old.data == archive.data:
-        steps.say(f"not needed: {LINK} is this version, {old.version}; nothing was changed")
-        return
-    if not dry_run:
-        _check_runs(archive, config)
-    old_place = LINK.resolve() if LINK.is_symlink() else old.place
-    new_place = archive.place
-    is_new = not new_place.exists()
-    active = [unit for unit in UNITS if appliance.unit_is("is-active", unit)]
-    units = {name: archive.unit(name) for name in UNITS if (UNIT_FOLDER / name).exists()}
-    before = {name: (UNIT_FOLDER / name).read_bytes() for name in units}
-    steps.take(
-        f"keep {LINK} as {old_place}", not old_place.exists(), lambda: os.link(LINK, old_place)
-    )
-    appliance.put_archive(steps, archive)
-
-    def go() -> None:
-        steps.take(f"point {LINK} to it", True, lambda: appliance.point_link(new_place))
-        appliance.put_units(steps, units, [old])
-        _restart(steps, active)
-        if not dry_run:
-            _await_health(config, active, archive.version)
-
-    def go_back() -> None:
-        steps.take(f"point {LINK} to {old_place}", True, lambda: appliance.point_link(old_place))
-        appliance.put_units(steps, before, [archive])
-        _restart(steps, active)
-        _await_health(config, active, old.version)
-        steps.take(f"remove {new_place}", is_new, lambda: new_place.unlink(missing_ok=True))
-
-    _with_way_back(go, go_back, f"version {archive.version}", f"version {old.version}")
-    for path in sorted(FOLDER.glob("pv-*.pyz")):
-        if path not in (old_place, new_place):
-            steps.take(f"remove {path}, of an earlier version", True, path.unlink)
-    if active:
-        steps.say(f"{'Would be' if dry_run else 'Is'} in use: version {archive.version}.")
-    else:
-        steps.say(f"No unit is running; the next start of {API} uses version {archive.version}.")
-    steps.say(f"To go back: sudo python3 {old_place} upgrade")
+    if not ENV.is_file():
+        raise ValetError(f"{ENV} is not there, and no start works without it: nothing was changed")
+    with appliance.alone(steps):
+        _Upgrade(steps, archive).run()
 
 
-def _with_way_back(go: Callable[[], None], go_back: Callable[[], None], new: str, old: str) -> None:
-    try:
-        go()
-    except BaseException as error:  # Ctrl-C as well: half an upgrade is none
-        why = error.detail if isinstance(error, ValetError) else type(error).__name__
+class _Upgrade:
+    """One upgrade: what there was before, and the steps there and back."""
+
+    def __init__(self, steps: Steps, archive: Archive) -> None:
+        self._steps = steps
+        self._new = archive
+        self._config = appliance.load()
+        self._old = Archive.read(LINK)
+        self._known = appliance.known()
+        self._active = [unit for unit in UNITS if appliance.is_up(unit)]
+        present = [name for name in UNITS if (UNIT_FOLDER / name).exists()]
+        self._units = {name: archive.unit(name) for name in present}
+        self._before = {name: (UNIT_FOLDER / name).read_bytes() for name in present}
+        self._asked = API in self._active and self._version() is not None
+
+    def run(self) -> None:
+        """All of it. Raises ValetError."""
+        if self._old.data == self._new.data:
+            self._finish()
+            return
+        if not self._steps.dry_run:
+            _check_runs(self._new, self._config)
+        if API in self._active and not self._asked:
+            self._steps.say(f"NOTE: the present version does not answer; {API} is only looked at.")
+        linked = LINK.is_symlink() and os.sep not in os.readlink(LINK)
+        old_place = FOLDER / os.readlink(LINK) if linked else self._old.place
+        new_place = self._new.place
+        is_new = not new_place.exists()
+        appliance.put_archive(self._steps, self._old, old_place)
+        appliance.put_archive(self._steps, self._new, new_place)
+        handlers = {number: signal.signal(number, _interrupt) for number in _ENDS}
         try:
-            go_back()
-        except ValetError as further:
+            self._go(new_place)
+        except BaseException as error:  # noqa: BLE001 - a lost connection too: no half upgrade
+            for number in _ENDS:
+                signal.signal(number, signal.SIG_IGN)
+            self._go_back(old_place, new_place if is_new else None, error)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        for path in sorted(FOLDER.glob("pv-*.pyz")):
+            if path not in (old_place, new_place):
+                self._steps.take(f"remove {path}, of an earlier version", True, path.unlink)
+        self._say_end()
+        self._steps.say(f"To go back: sudo python3 {old_place} upgrade")
+
+    def _finish(self) -> None:
+        """The link is there already: whether the rest is, which a power cut may have prevented."""
+        changed = appliance.put_units(self._steps, self._units, self._known)
+        if changed or (self._asked and self._version() != self._new.version):
+            self._restart()
+            self._await_health(self._new.version)
+            self._say_end()
+        else:
+            self._steps.say(f"not needed: {LINK} is this version, {self._new.version}")
+
+    def _go(self, place: Path) -> None:
+        self._steps.take(f"point {LINK} to {place}", True, lambda: appliance.point_link(place))
+        appliance.put_units(self._steps, self._units, self._known)
+        self._restart()
+        self._await_health(self._new.version)
+
+    def _go_back(self, place: Path, unused: Path | None, error: BaseException) -> NoReturn:
+        new, old = f"version {self._new.version}", f"version {self._old.version}"
+        why = _reason(error)
+        try:
+            self._steps.take(f"point {LINK} to {place}", True, lambda: appliance.point_link(place))
+            appliance.put_units(self._steps, self._before, [self._new])
+            self._restart()
+            self._await_health(self._old.version)
+        except Exception as further:  # noqa: BLE001 - whatever it is, it must be told
             raise ValetError(
                 f"{new} does not work here ({why}), and going back to {old} failed "
-                f"({further.detail}): see journalctl -u {API}"
+                f"({_reason(further)}): see journalctl -u {API}"
             ) from error
+        if unused:
+            self._steps.take(f"remove {unused}", True, lambda: unused.unlink(missing_ok=True))
         raise ValetError(f"{new} does not work here ({why}): {old} is in use again") from error
+
+    def _say_end(self) -> None:
+        verb = "Would be" if self._steps.dry_run else "Is"
+        if self._active:
+            self._steps.say(f"{verb} in use: version {self._new.version}.")
+        else:
+            self._steps.say(f"No unit is running; the next start uses version {self._new.version}.")
+
+    def _restart(self) -> None:
+        for unit in self._active:
+            self._steps.take(f"restart {unit}", True, lambda: _restart_one(unit))  # noqa: B023
+
+    def _await_health(self, version: str) -> None:
+        """Wait until it answers and its watcher works, and both have lasted. Raises ValetError."""
+        deadline = time.monotonic() + _HEALTHY_SECONDS
+        since, first_beat = 0.0, ""
+        while self._active and not self._steps.dry_run:
+            complaint, beat = self._look(version)
+            now = time.monotonic()
+            if complaint is not None:
+                since = 0.0
+            elif not since:
+                since, first_beat = now, beat
+            elif now - since >= _STEADY_SECONDS and (beat != first_beat or not beat):
+                return
+            if now > deadline:
+                raise ValetError(complaint or "its watcher does not work")
+            time.sleep(_LOOK_SECONDS)
+
+    def _look(self, version: str) -> tuple[str | None, str]:
+        """What is not as it should be, and the heartbeat where there must be a watcher."""
+        for unit in self._active:
+            if not appliance.unit_is("is-active", unit):
+                return f"{unit} is not active", ""
+        if not self._asked:
+            return None, ""
+        try:
+            status = self._status()
+        except ValetError as error:
+            return error.detail, ""
+        if status.get("version") != version:
+            return f"{status.get('version')} answers at the port", ""
+        watched = self._config.watcher or appliance.WATCHER in self._active
+        watcher = status.get("watcher")
+        beat = watcher.get("heartbeat_at") if isinstance(watcher, Mapping) else None
+        return None, str(beat or "never") if watched else ""
+
+    def _status(self) -> Mapping[str, Any]:
+        found = appliance.client(self._config, 5).call("GET", "/api/v1/status")
+        return found if isinstance(found, Mapping) else {}
+
+    def _version(self) -> str | None:
+        """Which version answers at the port; None where it cannot be asked."""
+        try:
+            return str(self._status().get("version"))
+        except ValetError:
+            return None
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "it was interrupted"
+    return error.detail if isinstance(error, ValetError) else f"{type(error).__name__}: {error}"
 
 
 def _check_runs(archive: Archive, config: Config) -> None:
     """Have the units' Python run it, as the service's user, before anything is changed."""
     trial = FOLDER / files.temp_name()
-    files.write(trial, archive.data, mode=0o755)
+    argv = ["runuser", "-u", config.api_user, "--", PYTHON, "-I", "-S", str(trial), "--version"]
     try:
-        argv = ["runuser", "-u", config.api_user, "--", PYTHON, "-I", "-S", str(trial), "--version"]
+        files.write(trial, archive.data, mode=0o755)
         said = appliance.run(*argv).strip()
+    except OSError as error:
+        why = f"{FOLDER}: {error.strerror}"
+        raise ValetError(f"{archive.path} cannot be tried ({why}): nothing was changed") from error
     except ValetError as error:
         why = error.detail.rpartition(" --version: ")[2]
         raise ValetError(
             f"{archive.path} does not run here ({why}): nothing was changed"
         ) from error
     finally:
-        trial.unlink()
+        trial.unlink(missing_ok=True)
     if said != f"Prompt Valet {archive.version}":
         raise ValetError(f"{archive.path} says it is {said!r}: nothing was changed")
 
 
-def _restart(steps: Steps, units: Sequence[str]) -> None:
-    for unit in units:
-        steps.take(f"restart {unit}", True, lambda: _restart_one(unit))  # noqa: B023
-
-
 def _restart_one(unit: str) -> None:
+    before = appliance.invocation(unit)
     try:
         appliance.run("systemctl", "restart", unit)
     except ValetError as error:
-        why = appliance.why_it_failed(unit)
+        started = appliance.invocation(unit) != before
+        why = appliance.why_it_failed(unit) if started else error.detail
         raise ValetError(f"{unit} did not start: {why}") from error
-
-
-def _await_health(config: Config, units: Sequence[str], version: str) -> None:
-    """Wait until it answers and its watcher works, and both have lasted. Raises ValetError."""
-    deadline = time.monotonic() + _HEALTHY_SECONDS
-    since, first_beat = 0.0, ""
-    while units:
-        complaint, beat = _look(config, units, version)
-        now = time.monotonic()
-        if complaint is not None:
-            since = 0.0
-        elif not since:
-            since, first_beat = now, beat
-        elif now - since >= _STEADY_SECONDS and (beat != first_beat or API not in units):
-            return
-        if now > deadline:
-            raise ValetError(complaint or "its watcher does not work")
-        time.sleep(_LOOK_SECONDS)
-
-
-def _look(config: Config, units: Sequence[str], version: str) -> tuple[str | None, str]:
-    """What is not as it should be, and the watcher's heartbeat."""
-    for unit in units:
-        if not appliance.unit_is("is-active", unit):
-            return f"{unit} is not active", ""
-    if API not in units:
-        return None, ""
-    try:
-        status = appliance.client(config, 5).call("GET", "/api/v1/status")
-    except ValetError as error:
-        return error.detail, ""
-    if status.get("version") != version:
-        return f"{status.get('version')} answers at the port", ""
-    return None, str(status["watcher"]["heartbeat_at"])

@@ -30,6 +30,7 @@ from pv_lib.prompt import Prompt
 from pv_lib.runner import House, Runner
 
 _SETTLE_INTERVALS = 1.5  # poll intervals a dropped file must hold still
+_MOST_CLOSED = 20  # folders that the notes name
 _SEARCH_SECONDS = 60.0  # how often every live record is held against the inbox
 
 
@@ -191,6 +192,8 @@ class Watcher:
         self._lock.keep()
         began = time.monotonic()
         scanned = self._house.inbox.scan(thorough=bool(self._missing))  # moved, perhaps
+        for folder in self._house.inbox.closed()[:_MOST_CLOSED]:
+            self._notes.add(f"{folder} cannot be read: what is in it is not seen")
         self._meet_claimed(scanned)
         drops: list[Prompt] = []
         for prompt in scanned:

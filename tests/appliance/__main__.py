@@ -20,7 +20,7 @@ from pathlib import Path
 _TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
 
-from appliance import guides, machine, proxy, restarts, sandbox, upkeep  # noqa: E402 - the path comes first
+from appliance import guides, machine, mishaps, proxy, restarts, sandbox, upkeep  # noqa: E402 - the path comes first
 from appliance.box import Box  # noqa: E402
 from chaos.common import Figures  # noqa: E402
 from harness import TREE  # noqa: E402
@@ -34,6 +34,7 @@ SCENES = {
     "proxy": proxy.run,
     "restarts": restarts.run,
     "upgrades": upkeep.run_upgrades,
+    "mishaps": mishaps.run,
 }
 
 

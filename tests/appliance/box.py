@@ -1,6 +1,6 @@
 """Prompt Valet on the machine: installed, asked, given jobs, judged.
 
-What the scenes share. The agent is the tests' fake one unless a scene brings the real Codex.
+What the scenes share. Each brings an agent of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.machine import OPERATOR, Failed, Machine
-from harness import FAKE, REPO, TERMINAL, TREE, until
+from harness import REPO, TERMINAL, TREE, until
 
 ROOT = "/srv/prompt-valet"
 ENV = "/etc/prompt-valet/pv.env"
@@ -43,10 +43,6 @@ class Box:
         """Copy the one file in and install it; what that printed."""
         self.copy(archive or TREE / "dist" / "pv.pyz", NEWS)
         return self.run("sudo", "python3", NEWS, "install", *arguments, user=OPERATOR)
-
-    def use_fake_agent(self) -> None:
-        """Settings for quick scenes, and the fake agent as codex."""
-        self.copy(FAKE, "/usr/local/bin/codex")
 
     def set_env(self, **settings: str) -> None:
         """Change settings as an editor would: the line that is there, else a further one."""

@@ -1,7 +1,8 @@
 """Both guides, command by command as they stand, on machines where nothing is set up yet.
 
-The commands come out of the texts. What was not run by the end is a wrong figure, so neither guide
-can say what nobody has tried. The operator is an ordinary user with sudo.
+The commands come out of the texts: all of the original guide, and what stands in `bash` blocks in
+ops/guide.md (the others need npm, a person who logs in, or Caddy). What was not run by the end is a
+wrong figure. The operator is an ordinary user with sudo.
 """
 
 from __future__ import annotations
@@ -155,7 +156,8 @@ def day(guide: Guide, box: Box, figures: Figures, name: str) -> None:
     figures.say(
         f"{name}: log and stream", f"{streamed.count('data: ')} events", good=whole and ended
     )
-    figures.say(f"{name}: the job", box.await_end(job_id)["state"])
+    state = box.await_end(job_id)["state"]
+    figures.say(f"{name}: the job", state, good=state == "succeeded")
     go(box, on=False)
     guide.play("Submit a job")
     second = receipt(box)
@@ -234,30 +236,39 @@ def own(box: Box, figures: Figures) -> None:
 
 
 def restore(guide: Guide, box: Box, figures: Figures) -> None:
-    """A backup while one job runs and others wait; everything removed; back from the copy."""
+    """A backup with jobs running, queued and ended; everything removed; back from the archive.
+
+    The user has another number then: somebody else has taken the old one.
+    """
     go(box, on=False)
     running = [box.submit("one"), box.submit("two")]
     for job_id in running:
         box.await_state(job_id, "running")
     waiting = [box.submit("three"), box.submit("four")]
     before = {job["job_id"]: job["state"] for job in box.ask("/api/v1/jobs?limit=100")["jobs"]}
-    box.sh(f"runuser -u prompt-valet -- mkdir -p {ROOT}/.codex")  # as `codex login` does
+    box.sh(f"runuser -u prompt-valet -- install -m 0600 /dev/null {ROOT}/.codex-login")
     guide.play("Backup and restore", 0)
     go(box, on=True)
     for job_id in running + waiting:
         box.await_end(job_id)
+    guide.play("Move to another box")
     box.run("sudo", "python3", "/opt/prompt-valet/pv.pyz", "uninstall")
-    box.sh(f"rm -r {ROOT} /etc/prompt-valet; userdel prompt-valet")
+    uid = box.run("id", "-u", "prompt-valet").strip()
+    box.sh(f"rm -r {ROOT} /etc/prompt-valet; userdel prompt-valet; useradd -M -u {uid} other")
     guide.play("Backup and restore", 1)
-    box.await_health()
     go(box, on=True)
     ends = {job_id: box.await_end(job_id) for job_id in before}
     kept = all(ends[k]["state"] == v for k, v in before.items() if v not in ("running", "created"))
     lost = [ends[job_id]["reason"] for job_id in running]
     ran = [ends[job_id]["state"] for job_id in waiting]
-    good = kept and lost == ["lost", "lost"] and ran == ["succeeded", "succeeded"]
-    figures.say("guide: backup and restore: ended jobs kept", kept, good=good)
-    figures.say("guide: the running ones, the queued ones", f"{lost}, {ran}", good=good)
+    good = lost == ["lost", "lost"] and ran == ["succeeded", "succeeded"]
+    figures.say("guide: restored: ended jobs as they were", kept, good=kept)
+    figures.say("guide: restored: the running, the queued", f"{lost}, {ran}", good=good)
+    total = box.ask("/api/v1/status")["jobs"]["total"]
+    figures.say("guide: restored: jobs, none twice", total, good=total == len(before))
+    owners = box.sh(f"stat -c '%a %U' {ROOT} {ROOT}/.codex-login").split()
+    good = owners == ["700", "prompt-valet", "600", "prompt-valet"]
+    figures.say("guide: restored: modes and owners", owners, good=good)
 
 
 def by_hand(box: Box, figures: Figures) -> None:

@@ -20,7 +20,7 @@ for number in $(seq {LINES}); do date +"line $number %s.%N"; sleep 0.25; done
 MOST_SECONDS = 0.25  # before the next line is written
 
 
-def prepare(box: Box) -> None:
+def prepare(box: Box, figures: Figures) -> None:
     """nginx from Debian with the guide's file, and a certificate of our own."""
     box.machine.add_packages("nginx-light", "openssl")
     agent = box.machine.path("/usr/local/bin/codex")
@@ -41,12 +41,14 @@ def prepare(box: Box) -> None:
     guide.play("Who can reach it", 0)
     guide.play("Who can reach it", 1)
     guide.play("A proxy with TLS")
+    left = guide.left("Who can reach it", "A proxy with TLS")
+    figures.none("proxy: blocks of the guide that were not run", left, 1)
     box.run("systemctl", "start", "nginx")
 
 
 def run(box: Box, figures: Figures) -> None:
     """All of it on one machine."""
-    prepare(box)
+    prepare(box, figures)
     token = box.run("cat", "/etc/prompt-valet/token").strip()
     bearer = ("-H", f"Authorization: Bearer {token}")
 

@@ -165,7 +165,7 @@ def hang(box: Box, figures: Figures) -> None:
     figures.say(
         "a watcher that hangs: another server after",
         f"{took:.1f} s (WatchdogSec={WATCHDOG_SECONDS:g})",
-        good=took < WATCHDOG_SECONDS + 10 and "Watchdog timeout" in said,
+        good=took < WATCHDOG_SECONDS + 5 and "Watchdog timeout" in said,
     )
     figures.say("servers afterwards", len(box.servers()), good=len(box.servers()) == 1)
     judge(box, figures, "a hang", jobs)

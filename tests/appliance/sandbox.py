@@ -21,6 +21,10 @@ name = "local"
 base_url = "http://127.0.0.1:{MODEL_PORT}/v1"
 wire_api = "responses"
 """
+SPOOF = (
+    'python3 -c "import socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)'
+    ".sendto(b'STATUS=spoofed', '/run/systemd/notify')\"; sleep 2"
+)
 OUTSIDE = (f"{ROOT}/outside.txt", "/var/tmp/outside.txt", f"{ROOT}/repos/{REPO}/.git/outside.txt")
 
 
@@ -68,6 +72,15 @@ def write_inside_and_out(box: Box) -> tuple[list[str], int]:
     return there, box.sh(f"{show}refused.txt").count("Read-only file system")
 
 
+def spoof(box: Box) -> bool:
+    """Whether systemd takes a job's message for the service's: then a job could disturb it."""
+    job_id = box.submit(f"# Spoof\nmodel: run {SPOOF}\n")
+    seen = set()
+    while box.job(job_id)["finished_at"] is None:
+        seen.add(box.run("systemctl", "show", "-P", "StatusText", API).strip())
+    return "spoofed" in seen
+
+
 def run(box: Box, figures: Figures) -> None:
     """All of it on one machine."""
     box.install()
@@ -83,6 +96,8 @@ def run(box: Box, figures: Figures) -> None:
         figures.say("real Codex: files in its work tree", "both in the job's commit")
         figures.none("real Codex: files outside it", there, len(OUTSIDE))
         figures.say("real Codex: refusals it was told of", refused, good=refused == len(OUTSIDE))
+        taken = spoof(box)
+        figures.say("real Codex: its message to systemd taken", taken, good=not taken)
         job_id = box.submit("# Late\nmodel: run sleep 4; echo late > late.txt; cat late.txt\n")
         until(lambda: "sleep 4" in box.log(job_id), "the command at work")
         box.run("systemctl", "restart", API)
@@ -93,5 +108,5 @@ def run(box: Box, figures: Figures) -> None:
         box.set_env(PV_CODEX_SANDBOX="danger-full-access")
         box.run("systemctl", "restart", API)
         there, _ = write_inside_and_out(box)
-        good = set(there) == set(OUTSIDE)
-        figures.say("without its sandbox they would be there", len(there), good=good)
+        good = set(there) == set(OUTSIDE) and spoof(box)
+        figures.say("without its sandbox: files, message", f"{len(there)}, taken", good=good)
