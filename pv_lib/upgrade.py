@@ -25,7 +25,7 @@ from pv_lib.appliance import API, ENV, FOLDER, LINK, PYTHON, UNIT_FOLDER, UNITS,
 from pv_lib.config import Config
 from pv_lib.errors import ValetError
 
-_HEALTHY_SECONDS = 30.0  # how long a new version may take until it answers and its watcher works
+_HEALTHY_SECONDS = 20.0  # until a new version answers and its watcher works; less than WatchdogSec
 _STEADY_SECONDS = 3.0  # and how long it must stay so
 _LOOK_SECONDS = 0.2
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
