@@ -284,7 +284,7 @@ def put_archive(steps: Steps, archive: Archive, place: Path) -> None:
 
 
 def put_units(steps: Steps, texts: Mapping[str, bytes], ours: Sequence[Archive]) -> bool:
-    """The units with these texts; one that a person has changed is left. Whether any was new.
+    """The units with these texts; one that a person has changed is left. Whether systemd has news.
 
     `ours` are the archives whose units may be replaced.
     """
@@ -298,6 +298,8 @@ def put_units(steps: Steps, texts: Mapping[str, bytes], ours: Sequence[Archive])
         needed = present != text
         steps.take(f"write {path}", needed, lambda: files.write(path, text, mode=0o644))  # noqa: B023
         changed = changed or needed
+    if not steps.dry_run:  # written, perhaps, by one that was killed behind it
+        changed = changed or any(_show(name, "NeedDaemonReload") == "yes" for name in texts)
     if changed:
         steps.take("have systemd read its units", True, lambda: run("systemctl", "daemon-reload"))
     return changed

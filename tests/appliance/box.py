@@ -23,6 +23,21 @@ API, WATCHER = "prompt-valet-api.service", "prompt-valet-watcher.service"
 URL = "http://127.0.0.1:8888"
 NEWS = f"/home/{OPERATOR}/pv.pyz"  # the one file, as it was copied over
 
+# A child that a server has just forked looks like one until it is another program.
+_SERVERS = """
+import glob
+parents = {}
+for path in glob.glob('/proc/[0-9]*'):
+    try:
+        words = open(path + '/cmdline', 'rb').read().split(b'\\0')
+        fields = open(path + '/stat').read().rpartition(')')[2].split()
+    except OSError:
+        continue
+    if words[0].endswith(b'python3') and b'/opt/prompt-valet/pv.pyz' in words:
+        parents[path.split('/')[2]] = fields[1]
+print(*(pid for pid, parent in parents.items() if parent not in parents))
+"""
+
 
 class Box:
     """One machine, and what an operator does on it."""
@@ -106,15 +121,7 @@ class Box:
 
     def servers(self) -> list[int]:
         """The machine's pids of every server that runs."""
-        code = (
-            "import glob,sys\n"
-            "for path in glob.glob('/proc/[0-9]*/cmdline'):\n"
-            "    try: words = open(path,'rb').read().split(b'\\0')\n"
-            "    except OSError: continue\n"
-            "    if words[0].endswith(b'python3') and b'/opt/prompt-valet/pv.pyz' in words:\n"
-            "        print(path.split('/')[2])\n"
-        )
-        return [int(pid) for pid in self.run("python3", "-c", code).split()]
+        return [int(pid) for pid in self.run("python3", "-c", _SERVERS).split()]
 
     def host_pid(self, pid: int) -> int:
         """The host's number of one of the machine's processes."""
