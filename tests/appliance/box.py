@@ -93,6 +93,11 @@ class Box:
         answer = self.ask(path, *headers, "--data-binary", text)
         return str(answer["job_id"])
 
+    def at_rest(self) -> bool:
+        """Whether no job waits or runs."""
+        counts = self.ask("/api/v1/status")["jobs"]["counts"]
+        return bool(counts["created"] == counts["running"] == 0)
+
     def job(self, job_id: str) -> dict[str, Any]:
         """The record, from the disk: the server may be down."""
         return dict(json.loads(self.machine.path(f"{ROOT}/runs/{job_id}/job.json").read_text()))

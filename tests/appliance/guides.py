@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from appliance.box import ROOT, WATCHER, Box, build_variant
+from appliance.box import ROOT, URL, WATCHER, Box, build_variant
 from appliance.machine import OPERATOR, Machine
 from chaos.common import Figures
 from harness import REPO, TREE, until
@@ -214,6 +214,11 @@ def own(box: Box, figures: Figures) -> None:
     until(lambda: box.ask("/api/v1/status")["jobs"]["counts"]["succeeded"] == 5, "three more jobs")
     states = [box.job(job_id)["state"] for job_id in (second, again)]
     figures.say("guide: markdown, drop, retry", states, good=set(states) == {"succeeded"})
+    changing = f"while sleep 0.5; do curl -sX POST {URL}/api/v1/jobs/{second}/retry; done"
+    with box.machine.background("sh", "-c", changing):
+        told = guide.watch("Stream logs", 1, f'"retry_of": "{second}"')
+    figures.say("guide: changes of all jobs", told, good=told)
+    until(box.at_rest, "the end of these jobs")
     guide.play("Every alarm, and what to do")
     new = build_variant(box.machine.root.parent / "new.pyz", "9", {})
     box.copy(new, f"{HOME}/pv.pyz")
