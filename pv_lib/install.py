@@ -21,6 +21,7 @@ import secrets
 import shutil
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -129,28 +130,21 @@ def _refuse_other_version(archive: Archive) -> None:
 
 def _make_user(steps: Steps, config: Config, home: Path) -> None:
     user = config.api_user
-    known = _exists(user)
+    known = _exists(pwd.getpwnam, user)
     if not known and user != _USER:
         raise ValetError(
             f"PV_API_USER={user} is not a user of this machine: create it, or name another in {ENV}"
         )
-    group = ["--gid", user] if _group_exists(user) else ["--user-group"]
+    group = ["--gid", user] if _exists(grp.getgrnam, user) else ["--user-group"]
     argv = ["useradd", "--system", *group, "--home-dir", str(home)]
     argv += ["--shell", "/usr/sbin/nologin", user]
     steps.take(f"create the user {user}", not known, lambda: appliance.run(*argv))
 
 
-def _exists(user: str) -> bool:
+def _exists(look: Callable[[str], object], name: str) -> bool:
+    """Whether `look`, of the users or of the groups, knows the name."""
     try:
-        pwd.getpwnam(user)
-    except KeyError:
-        return False
-    return True
-
-
-def _group_exists(name: str) -> bool:
-    try:
-        grp.getgrnam(name)
+        look(name)
     except KeyError:
         return False
     return True
@@ -173,7 +167,8 @@ def _make_folder(steps: Steps, folder: Path, mode: int, user: str = "root") -> N
         files.sync_folder(folder.parent)
 
     needed = not folder.exists()
-    if not needed and not (_exists(user) and folder.stat().st_uid == pwd.getpwnam(user).pw_uid):
+    known = _exists(pwd.getpwnam, user)
+    if not needed and not (known and folder.stat().st_uid == pwd.getpwnam(user).pw_uid):
         needed = folder.stat().st_uid == 0 and not any(folder.iterdir())  # half made
         if not needed:
             raise ValetError(

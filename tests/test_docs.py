@@ -39,8 +39,10 @@ def test_help_shows_every_setting_and_command() -> None:
     text = subprocess.run([*program(), "--help"], capture_output=True, text=True, check=True).stdout
     for setting in config.SETTINGS:
         assert f"  {setting.name} " in text and setting.help in text
-    for command in ("serve", "watch", "demo"):
-        assert re.search(rf"^    {command} ", text, re.MULTILINE)
+    for command in ("serve", "watch", "demo", "install", "upgrade", "uninstall"):
+        assert re.search(
+            rf"^    {command}\s", text, re.MULTILINE
+        )  # a long one has a line of its own
         assert f"`{command}" in CONTRACT
 
 
