@@ -19,30 +19,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from pv_lib import config as settings
-from pv_lib import demo, install, journal, openapi, process, stamp, upgrade
-from pv_lib.api import Api
-from pv_lib.appliance import Archive
-from pv_lib.config import Config
+from pv_lib import stamp
+from pv_lib.agent import process
+from pv_lib.api import openapi
+from pv_lib.api.handlers import Api
+from pv_lib.api.routes import TABLE, Router
+from pv_lib.api.status import Overview
+from pv_lib.api.view import Views
+from pv_lib.cli import demo
 from pv_lib.errors import ConfigFault, ValetError
-from pv_lib.follow import Followers
-from pv_lib.gate import Gate
-from pv_lib.git import Git
-from pv_lib.inbox import Inbox
-from pv_lib.index import Index
-from pv_lib.intake import Intake
-from pv_lib.journal import Journal
-from pv_lib.limits import Limits
-from pv_lib.notify import Notifier
-from pv_lib.overview import Overview
-from pv_lib.repos import Repos
-from pv_lib.routes import TABLE, Router
-from pv_lib.runner import House
-from pv_lib.server import Server
-from pv_lib.store import Runs
-from pv_lib.view import Views
-from pv_lib.watcher import Watcher
-from pv_lib.workspace import Workspace
+from pv_lib.git.command import Git
+from pv_lib.git.repos import Repos
+from pv_lib.git.worktree import Workspace
+from pv_lib.httpd.follow import Followers
+from pv_lib.httpd.gate import Gate
+from pv_lib.httpd.limits import Limits
+from pv_lib.httpd.server import Server
+from pv_lib.inbox.inbox import Inbox
+from pv_lib.inbox.intake import Intake
+from pv_lib.install import install, upgrade
+from pv_lib.install.machine import Archive
+from pv_lib.jobs.index import Index
+from pv_lib.jobs.store import Runs
+from pv_lib.runner.runner import House
+from pv_lib.settings import config as settings
+from pv_lib.settings.config import Config
+from pv_lib.system import journal
+from pv_lib.system.journal import Journal
+from pv_lib.system.notify import Notifier
+from pv_lib.watcher.watcher import Watcher
 
 VERSION = stamp.VERSION if stamp.COMMIT == "tree" else f"{stamp.VERSION}+{stamp.COMMIT}"
 _WATCHER_DIED = 0  # beside the numbers of signals

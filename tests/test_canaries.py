@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness import DEADLINE, REPO, Valet, git
 
-from pv_lib.routes import TABLE
+from pv_lib.api.routes import TABLE
 
 TOKEN = "canary-token-3f9a1c7e5b2d8064"
 SECRET = "canary-secret-77aa55cc33ee1100"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pv_lib import codex, config
-from pv_lib.codex import MAX_LINE, Transcript, judge
-from pv_lib.job import State
+from pv_lib.agent import codex
+from pv_lib.agent.codex import MAX_LINE, Transcript, judge
+from pv_lib.jobs.job import State
+from pv_lib.settings import config
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures" / "codex").glob("*.jsonl"))
 TURN = b'{"type":"turn.completed","usage":{"input_tokens":3,"output_tokens":1}}'

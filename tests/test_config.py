@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pv_lib import config
-from pv_lib.config import SETTINGS
 from pv_lib.errors import ConfigFault
+from pv_lib.settings import config
+from pv_lib.settings.config import SETTINGS
 
 TOKEN = "0123456789abcdef"
 PATH = "an absolute path"

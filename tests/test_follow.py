@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from harness import DEADLINE, Valet, until
 
-from pv_lib.feeds import END, LogFeed, Place, split_lines
-from pv_lib.index import Index
-from pv_lib.store import Runs
+from pv_lib.api.feeds import END, LogFeed, Place, split_lines
+from pv_lib.jobs.index import Index
+from pv_lib.jobs.store import Runs
 
 
 def open_stream(

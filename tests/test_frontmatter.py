@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pv_lib import frontmatter
+from pv_lib.inbox import frontmatter
 
 KEYS: dict[str, str | int | float] = {
     "job_id": "01a204052640" + "7c31b0fc677fff99cb5d",

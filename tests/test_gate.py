@@ -15,10 +15,10 @@ from typing import NamedTuple
 import pytest
 from harness import REPO, Answer, Process, Valet, program
 
-from pv_lib.connection import GUESS_SECONDS
 from pv_lib.errors import Unauthorized
-from pv_lib.gate import COOKIE, COOKIE_SECONDS, Gate
-from pv_lib.wire import parse_head
+from pv_lib.httpd.connection import GUESS_SECONDS
+from pv_lib.httpd.gate import COOKIE, COOKIE_SECONDS, Gate
+from pv_lib.httpd.wire import parse_head
 
 TOKEN = "the-right-token-0123456789"
 WRONG = "the-wrong-token-0123456789"

@@ -20,7 +20,7 @@ from harness import NOBODY, REPO, TREE, Valet, built, program, until
 from needs import need
 from test_main_job import carriers
 
-from pv_lib.limits import MAX_CONNECTIONS
+from pv_lib.httpd.limits import MAX_CONNECTIONS
 
 JOB = {"repo": REPO, "branch": "main", "markdown_text": "fake: say x"}
 

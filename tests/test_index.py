@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from harness import Valet, until
 
-from pv_lib import job
-from pv_lib.index import Index
-from pv_lib.job import Record, State
-from pv_lib.store import Runs
+from pv_lib.jobs import job
+from pv_lib.jobs.index import Index
+from pv_lib.jobs.job import Record, State
+from pv_lib.jobs.store import Runs
 
 ENDED = (State.SUCCEEDED, State.FAILED, State.ABORTED)
 

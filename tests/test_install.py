@@ -17,10 +17,10 @@ import pytest
 from harness import NOBODY, TREE, built, program
 from needs import need
 
-from pv_lib import appliance
-from pv_lib.appliance import Archive
 from pv_lib.errors import ValetError
-from pv_lib.notify import ALIVE_SECONDS
+from pv_lib.install import machine
+from pv_lib.install.machine import Archive
+from pv_lib.system.notify import ALIVE_SECONDS
 
 GUIDE = (TREE / "ops/guide.md").read_text()
 UNITS = sorted((TREE / "ops/systemd").glob("*.service"))
@@ -112,13 +112,13 @@ def test_the_settings_are_read_as_systemd_reads_them(tmp_path: Path) -> None:
         "# PV_ROOT=/no\n; PV_ROOT=/neither\n\nPV_ROOT=/srv/x\nPV_BIND_HOST='127.0.0.1'\n"
         'PV_GIT_AUTHOR="A B <a@b>"\n  PV_WATCHER = on  \nPV_ROOT=/srv/last\nnothing\n'
     )
-    assert appliance.read_env(path) == {
+    assert machine.read_env(path) == {
         "PV_ROOT": "/srv/last",
         "PV_BIND_HOST": "127.0.0.1",
         "PV_GIT_AUTHOR": "A B <a@b>",
         "PV_WATCHER": "on",
     }
-    assert appliance.read_env(tmp_path / "missing") == {}
+    assert machine.read_env(tmp_path / "missing") == {}
 
 
 def test_both_units_say_the_same_but_for_the_command() -> None:
@@ -130,7 +130,7 @@ def test_both_units_say_the_same_but_for_the_command() -> None:
 
 
 def test_install_knows_the_home_that_the_units_set() -> None:
-    assert unit(UNITS[0])["Service"]["Environment"] == f"HOME={appliance.home()}"
+    assert unit(UNITS[0])["Service"]["Environment"] == f"HOME={machine.home()}"
 
 
 def test_the_watchdog_waits_for_several_missed_turns() -> None:
@@ -142,9 +142,9 @@ def test_every_alarm_has_a_remedy_in_the_guide() -> None:
     """The sentences that the status can show, by their fixed words."""
     shown = set()
     for name, pattern in (
-        ("watcher", r'_notes\.add\(f"(.+?)"\)'),
-        ("overview", r'found\.append\(f"(.+?)"\)'),
-        ("index", r'found\.append\(f"(.+?)"\)'),
+        ("watcher/watcher", r'_notes\.add\(f"(.+?)"\)'),
+        ("api/status", r'found\.append\(f"(.+?)"\)'),
+        ("jobs/index", r'found\.append\(f"(.+?)"\)'),
     ):
         shown |= set(re.findall(pattern, (TREE / f"pv_lib/{name}.py").read_text()))
     assert len(shown) == 9

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from harness import REPO, make_repository
 
-from pv_lib import config as settings
 from pv_lib.errors import NoRoom, ValetError
-from pv_lib.git import Git
-from pv_lib.inbox import Inbox
-from pv_lib.index import Index
-from pv_lib.intake import Intake, Submission
-from pv_lib.repos import Repos
-from pv_lib.store import Runs
+from pv_lib.git.command import Git
+from pv_lib.git.repos import Repos
+from pv_lib.inbox.inbox import Inbox
+from pv_lib.inbox.intake import Intake, Submission
+from pv_lib.jobs.index import Index
+from pv_lib.jobs.store import Runs
+from pv_lib.settings import config as settings
 
 THREADS = 24
 

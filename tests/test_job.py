@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from harness import git
 
-from pv_lib import job
 from pv_lib.errors import BadRecord
-from pv_lib.job import BRANCH, OWNER, REPO, IllegalTransition, JobIds, Record, State
+from pv_lib.jobs import job
+from pv_lib.jobs.job import BRANCH, OWNER, REPO, IllegalTransition, JobIds, Record, State
 
 NOW = "2026-11-22T15:56:29.123Z"
 OLD = "2026-11-22T15:00:00.000Z"

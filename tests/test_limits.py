@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from harness import DEADLINE, REPO, Valet, until
 
-from pv_lib.gate import Gate
-from pv_lib.journal import Journal
-from pv_lib.limits import MAX_CONNECTIONS, Gauge, Limits
-from pv_lib.server import Server
-from pv_lib.wire import Request, Response
+from pv_lib.httpd.gate import Gate
+from pv_lib.httpd.limits import MAX_CONNECTIONS, Gauge, Limits
+from pv_lib.httpd.server import Server
+from pv_lib.httpd.wire import Request, Response
+from pv_lib.system.journal import Journal
 
 HEAD = b"GET /api/v1/healthz HTTP/1.1\r\nHost: localhost\r\n"
 BODY = (

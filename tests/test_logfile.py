@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pv_lib import files, logfile
 from pv_lib.errors import Invalid
+from pv_lib.jobs import logfile
+from pv_lib.system import files
 
 BLOCK = 64 << 10
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from harness import Valet, hung_watcher, program, until
 
-from pv_lib.notify import ALIVE_SECONDS
+from pv_lib.system.notify import ALIVE_SECONDS
 
 
 class Manager:

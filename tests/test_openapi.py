@@ -6,7 +6,7 @@ from typing import Any
 
 from harness import Valet
 
-from pv_lib.routes import TABLE
+from pv_lib.api.routes import TABLE
 
 
 def faults(schema: dict[str, Any], value: Any, known: dict[str, Any], where: str) -> list[str]:

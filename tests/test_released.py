@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import TREE, Valet
+from harness import TREE, Valet, until
 
 RELEASED = sorted((TREE / "tests/fixtures/released").iterdir())
 MADE_IN = "/srv/prompt-valet"  # the root that the paths in the records name
@@ -79,6 +79,8 @@ def test_a_queued_prompt_runs_under_its_own_id_with_its_options(
     if record_lost:
         shutil.rmtree(old.runs / queued["job_id"])
     old.start()
+    record = old.runs / queued["job_id"] / "job.json"
+    until(record.exists, "the record, which the first poll makes anew where it is lost")
     ended = old.await_end(queued["job_id"])
     assert ended["state"] == "succeeded"
     same = ("repo", "branch", "filename", "source", "priority", "model", "timeout_seconds")

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from harness import NOBODY, until
 
-from pv_lib.beneath import Folder, Tree
-from pv_lib.files import settled
-from pv_lib.prompt import Prompt, prompt_at
-from pv_lib.scan import Scan
+from pv_lib.inbox.prompt import Prompt, prompt_at
+from pv_lib.inbox.scan import Scan
+from pv_lib.system.beneath import Folder, Tree
+from pv_lib.system.files import settled
 
 SETTLE = 0.06  # seconds after which a change has its own ctime
 

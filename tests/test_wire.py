@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from pv_lib import wire
 from pv_lib.errors import BadVersion, Invalid, NotImplementedHere, ValetError
-from pv_lib.wire import Part, Response
+from pv_lib.httpd import wire
+from pv_lib.httpd.wire import Part, Response
 
 HOST = b"\r\nHost: pv"
 GET = b"GET / HTTP/1.1"

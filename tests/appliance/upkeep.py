@@ -190,7 +190,7 @@ def upgrades(box: Box, figures: Figures, folder: Path) -> None:
 
 BROKEN = {
     "does not even start": {
-        "pv_lib/wire.py": ("import re\n", "import re\nimport nothing_of_that_name\n")
+        "pv_lib/httpd/wire.py": ("import re\n", "import re\nimport nothing_of_that_name\n")
     },
     "dies at once": {
         "pv_lib/app.py": (
@@ -200,7 +200,7 @@ BROKEN = {
     },
     "never is ready": {"pv_lib/app.py": ("    site.notifier.ready()\n    code", "    code")},
     "has a watcher that does nothing": {
-        "pv_lib/watcher.py": (
+        "pv_lib/watcher/watcher.py": (
             "        recovered = False\n",
             "        threading.Event().wait()\n        recovered = False\n",
         )

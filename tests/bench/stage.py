@@ -13,8 +13,8 @@ from pathlib import Path
 
 from harness import Valet, program
 
-from pv_lib import job
-from pv_lib.job import Record, State
+from pv_lib.jobs import job
+from pv_lib.jobs.job import Record, State
 
 FIRST_MOMENT = 1_750_000_000_000  # Unix milliseconds of the oldest run
 OWNERS, NAMES, BRANCHES = 7, 13, 5

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness import Answer, Process, Valet, until
 
-from pv_lib.process import MARKER, carriers, end_carriers
+from pv_lib.agent.process import MARKER, carriers, end_carriers
 
 HERE = Path(__file__).resolve().parent
 TERMINAL = ("succeeded", "failed", "aborted")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from chaos.common import Chaos
 from harness import Valet, program, until
 
-from pv_lib.limits import BODY_SECONDS, MAX_CONNECTIONS
+from pv_lib.httpd.limits import BODY_SECONDS, MAX_CONNECTIONS
 
 CROWD = 500
 AWAY = 1.0  # seconds

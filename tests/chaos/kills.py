@@ -23,7 +23,7 @@ from chaos.common import (
 )
 from harness import Valet, program
 
-from pv_lib.process import Trace, trace
+from pv_lib.agent.process import Trace, trace
 
 SUBMITTERS, REPOSITORIES, BACKLOG = 4, 8, 24
 

@@ -1,6 +1,6 @@
 """Runs a built pv.pyz with other limits: `quick_limits.py NAME=NUMBER,… pv.pyz serve`.
 
-The names are those of pv_lib.limits; what they limit is the product's own code.
+The names are those of pv_lib.httpd.limits; what they limit is the product's own code.
 """
 
 import runpy
@@ -8,7 +8,7 @@ import sys
 
 changes, archive = sys.argv[1:3]
 sys.path.insert(0, archive)
-from pv_lib import limits  # noqa: E402 - the path comes first
+from pv_lib.httpd import limits  # noqa: E402 - the archive's
 
 for change in changes.split(","):
     name, _, value = change.partition("=")

@@ -1,0 +1,225 @@
+"""What comes in over HTTP as values: query parameters, JSON bodies, submissions.
+
+The tables of parameters stand here once, for the checks and for the OpenAPI document. Types and
+names are checked and every fault names its field; whether a value makes sense (a repository that
+exists, a prompt that is not blank) is `intake`'s to say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pv_lib.errors import Invalid
+from pv_lib.httpd.wire import Request
+from pv_lib.inbox.intake import (
+    DEFAULT_FILENAME,
+    FILENAME,
+    MAX_PRIORITY,
+    MAX_TIMEOUT,
+    MODEL,
+    NOT_BLANK,
+    Submission,
+)
+from pv_lib.inbox.prompt import STEM_BYTES
+from pv_lib.jobs import job
+
+_INTEGER = re.compile(r"-?[0-9]{1,16}")
+_NUMBER = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,4})?")
+_MAX_OFFSET = 1 << 50
+_ANY = re.compile(r"[^\x00]*")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A query parameter or header: its JSON Schema, its meaning, and what a fault says it takes.
+
+    `expression` is the schema's pattern, which must match in full.
+    """
+
+    schema: Mapping[str, Any]
+    meaning: str
+    wanted: str
+    expression: re.Pattern[str] | None = None
+
+
+def _text(expression: re.Pattern[str], meaning: str, wanted: str, **schema: Any) -> Parameter:
+    full = {"type": "string", "pattern": f"^(?:{expression.pattern})$", **schema}
+    return Parameter(full, meaning, wanted, expression)
+
+
+def _whole(low: int, high: int, meaning: str, default: int | None = None) -> Parameter:
+    schema: dict[str, Any] = {"type": "integer", "minimum": low, "maximum": high}
+    if default is not None:
+        schema["default"] = default
+    return Parameter(schema, meaning, f"a whole number from {low} to {high}")
+
+
+def _one_of(meaning: str, *words: str, default: str | None = None) -> Parameter:
+    schema: dict[str, Any] = {"type": "string", "enum": list(words)}
+    if default is not None:
+        schema["default"] = default
+    return Parameter(schema, meaning, "one of " + ", ".join(words))
+
+
+_ANSI = "terminal escapes and control characters: strip takes them out, raw leaves them in"
+LIST = {
+    "state": _one_of("only jobs in this state", *(state.value for state in job.State)),
+    "repo": _text(_ANY, "only jobs of this owner/name, or name", "a string"),
+    "branch": _text(_ANY, "only jobs of this branch", "a string"),
+    "stalled": Parameter(
+        {"type": "boolean"}, "only jobs that are stalled, or that are not", "true or false"
+    ),
+    "limit": _whole(1, 500, "at most so many jobs", 50),
+    "before": _text(
+        job.JOB_ID, "only jobs older than this one: the `next` of the page before", "a job id"
+    ),
+}
+LOG = {
+    "lines": _whole(1, 100_000, "the last so many lines; with an offset the first behind it", 200),
+    "offset": _whole(0, _MAX_OFFSET, "everything from this byte of the log on"),
+    "ansi": _one_of(_ANSI, "strip", "raw", default="strip"),
+}
+STREAM = {"ansi": _one_of(_ANSI, "strip", "raw", default="raw")}
+LAST_EVENT_ID = {
+    "Last-Event-ID": _whole(0, _MAX_OFFSET, "the last event's id: the stream goes on behind it")
+}
+IDEMPOTENCY_KEY = {
+    "Idempotency-Key": _text(
+        re.compile("[!-~]{1,200}"),
+        "a repeat with the same key and request returns the first answer",
+        "1 to 200 printable ASCII characters without spaces",
+    )
+}
+# A submission's fields but for its text, which is the body or a field of it.
+SUBMIT = {
+    "repo": _text(
+        re.compile(rf"(?:{job.OWNER.pattern}/)?{job.OWNER.pattern}"),
+        "owner/name of a repository, or its name where one owner has it",
+        "a string: owner/name",
+    ),
+    "branch": _text(job.BRANCH, "a branch it has", "a string that git takes as a branch"),
+    "filename": _text(
+        FILENAME,
+        f"the prompt's name, cut to {STEM_BYTES} bytes; it names the branch with the change",
+        "a string that ends in .md",
+        default=DEFAULT_FILENAME,
+    ),
+    "model": _text(MODEL, "instead of PV_CODEX_MODEL", "a string: a model's name"),
+    "timeout_seconds": Parameter(
+        {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT},
+        "the job ends after this",
+        "a number of seconds",
+    ),
+    "priority": Parameter(
+        {"type": "integer", "minimum": -MAX_PRIORITY, "maximum": MAX_PRIORITY, "default": 0},
+        "higher goes first",
+        "a whole number",
+    ),
+}
+MAX_FILES = 100  # in one upload
+NEEDED = ("repo", "branch", "markdown_text")
+_TEXT = Parameter(
+    {"type": "string", "pattern": NOT_BLANK.pattern}, "the prompt; not blank", "a string"
+)
+FIELDS = {**SUBMIT, "markdown_text": _TEXT}
+_TYPES = {"string": (str,), "integer": (int,), "number": (int, float)}
+
+
+def values(given: Mapping[str, str], known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """The parameters `given`, each read as its schema says; every fault is named at once."""
+    takes = ", ".join(known) or "no parameters"
+    faults = [(n, f"is not known here: there is {takes}") for n in given if n not in known]
+    found: dict[str, Any] = {}
+    for name, parameter in known.items():
+        if name in given:
+            try:
+                found[name] = _read(given[name], parameter)
+            except ValueError:
+                faults.append((name, f"must be {parameter.wanted}"))
+    if faults:
+        raise Invalid.of(faults)
+    return found
+
+
+def header(request: Request, known: Mapping[str, Parameter]) -> Any:
+    """The value of the one header in `known`; None where it was not sent. Raises Invalid."""
+    (name,) = known
+    text = request.headers.get(name.lower())
+    return None if text is None else values({name: text}, known)[name]
+
+
+def _read(text: str, parameter: Parameter) -> Any:
+    """The value that `text` stands for. Raises ValueError."""
+    schema = parameter.schema
+    kind = schema["type"]
+    if kind == "boolean":
+        return ("false", "true").index(text) == 1
+    if kind == "string":
+        wrong = text not in schema.get("enum", (text,))
+        if wrong or (parameter.expression and not parameter.expression.fullmatch(text)):
+            raise ValueError(text)
+        return text
+    if not (_INTEGER if kind == "integer" else _NUMBER).fullmatch(text):
+        raise ValueError(text)
+    value = int(text) if kind == "integer" else float(text)
+    low, above = schema.get("minimum", value), schema.get("exclusiveMinimum")
+    if not low <= value <= schema["maximum"] or (above is not None and value <= above):
+        raise ValueError(text)
+    return value
+
+
+def utf8(data: bytes, what: str) -> str:
+    """`data` as text; Invalid names `what` and the byte where it is not UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Invalid.of([(what, f"is not UTF-8 (byte {error.start})")]) from None
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """A body that must be a JSON object. Raises Invalid."""
+    text = utf8(body, "body")
+    try:
+        plain = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Invalid(f"the body is not JSON: {error}") from None
+    if not isinstance(plain, dict):
+        raise Invalid("the body is not a JSON object with repo, branch and markdown_text")
+    return plain
+
+
+def submission(fields: Mapping[str, Any]) -> Submission:
+    """A checked submission; every field of a wrong type is named at once."""
+    faults = []
+    given: dict[str, Any] = {}
+    for name, parameter in FIELDS.items():
+        value = fields.get(name)
+        kind = parameter.schema["type"]
+        if kind == "integer" and isinstance(value, float) and value.is_integer():
+            value = int(value)  # 5.0 is a whole number in JSON
+        if value is None:
+            if name in NEEDED:
+                faults.append((name, f"is missing: it must be {parameter.wanted}"))
+        elif type(value) not in _TYPES[kind] or value != value:
+            faults.append((name, f"must be {parameter.wanted}"))
+        elif isinstance(value, str) and not _is_unicode(value):
+            faults.append((name, "holds half a surrogate pair, which is no Unicode text"))
+        else:
+            given[name] = value
+    faults += [(str(n)[:50], "is not a field of a job") for n in fields if n not in FIELDS]
+    if faults:
+        raise Invalid.of(faults)
+    text = given.pop("markdown_text").encode()
+    return Submission(text=text, **{"filename": DEFAULT_FILENAME, **given})
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
