@@ -9,7 +9,7 @@ import sys
 if any(importlib.util.find_spec(name) for name in ("_sha2", "_sha256")):
     sys.modules["ssl"] = sys.modules["_hashlib"] = None  # type: ignore[assignment]
 
-from pv_lib.app import main
+from pv_lib.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

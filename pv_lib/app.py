@@ -1,23 +1,19 @@
-"""The commands, the wiring, the signals and the ordered shutdown.
+"""The composition root: `serve` and `watch` build the parts, start the threads, await a signal.
 
-The one place that knows all the parts. Errors become one line on stderr here, and exit codes:
-0 done, 1 failed, 2 wrong usage or settings.
+The one place that knows all rooms of the server. It parses no command line: `cli.main` does, and
+turns the errors that come out of here into text.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import select
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import NoReturn
 
 from pv_lib import stamp
 from pv_lib.agent import process
@@ -26,7 +22,6 @@ from pv_lib.api.handlers import Api
 from pv_lib.api.routes import TABLE, Router
 from pv_lib.api.status import Overview
 from pv_lib.api.view import Views
-from pv_lib.cli import demo
 from pv_lib.errors import ConfigFault, ValetError
 from pv_lib.git.command import Git
 from pv_lib.git.repos import Repos
@@ -37,48 +32,22 @@ from pv_lib.httpd.limits import Limits
 from pv_lib.httpd.server import Server
 from pv_lib.inbox.inbox import Inbox
 from pv_lib.inbox.intake import Intake
-from pv_lib.install import install, upgrade
-from pv_lib.install.machine import Archive
 from pv_lib.jobs.index import Index
 from pv_lib.jobs.store import Runs
 from pv_lib.runner.runner import House
 from pv_lib.settings import config as settings
 from pv_lib.settings.config import Config
-from pv_lib.system import journal
+from pv_lib.system import journal, parent
 from pv_lib.system.journal import Journal
 from pv_lib.system.notify import Notifier
 from pv_lib.watcher.watcher import Watcher
 
-VERSION = stamp.VERSION if stamp.COMMIT == "tree" else f"{stamp.VERSION}+{stamp.COMMIT}"
 _WATCHER_DIED = 0  # beside the numbers of signals
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code."""
-    arguments = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = arguments.command
-    try:
-        return command(arguments)
-    except ConfigFault as error:
-        for fault in error.faults:
-            _complain(fault)
-        return 2
-    except ValetError as error:
-        _complain(error.detail)
-        return 1
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-
-
-def serve(arguments: argparse.Namespace) -> int:
+def serve(*, no_watcher: bool) -> int:
     """Answer HTTP and, unless it is off, watch the inbox; until a signal."""
-    site = _Site(os.environ, no_watcher=arguments.no_watcher)
+    site = _Site(os.environ, no_watcher=no_watcher)
     signals = _Signals()
     watcher = site.watcher() if site.config.watcher else None
     followers = Followers(site.journal)
@@ -96,7 +65,7 @@ def serve(arguments: argparse.Namespace) -> int:
     host = f"[{server.server_name}]" if ":" in server.server_name else server.server_name
     where = f"http://{host}:{server.server_port}"
     role = "with the watcher" if watcher else "without a watcher"
-    site.journal.info(f"Prompt Valet {VERSION} listening on {where}, {role}")
+    site.journal.info(f"Prompt Valet {stamp.FULL} listening on {where}, {role}")
     site.notifier.ready()
     code = _run_until_signal(watcher, site, signals)
     server.stop()
@@ -104,7 +73,7 @@ def serve(arguments: argparse.Namespace) -> int:
     return code
 
 
-def watch(_: argparse.Namespace) -> int:
+def watch() -> int:
     """Watch the inbox and run the jobs, without HTTP; until a signal."""
     site = _Site(os.environ)
     signals = _Signals()
@@ -112,39 +81,9 @@ def watch(_: argparse.Namespace) -> int:
     watcher.acquire()
     site.index.start(site.journal.error)
     _start_watcher(watcher, site.journal, signals)
-    site.journal.info(f"Prompt Valet {VERSION} watching {site.config.inbox_root}")
+    site.journal.info(f"Prompt Valet {stamp.FULL} watching {site.config.inbox_root}")
     site.notifier.ready()
     return _run_until_signal(watcher, site, signals)
-
-
-def show_demo(arguments: argparse.Namespace) -> int:
-    """Run the main job in a temporary root."""
-    program = [sys.executable, os.path.abspath(sys.argv[0])]
-    return demo.run(program, os.environ, arguments.keep, sys.stdout)
-
-
-def set_up(arguments: argparse.Namespace) -> int:
-    """Install this file on the machine."""
-    archive = Archive.read(_this_file())
-    install.install(archive, dry_run=arguments.dry_run, with_token=arguments.token, out=sys.stdout)
-    return 0
-
-
-def take_down(arguments: argparse.Namespace) -> int:
-    """Take Prompt Valet off the machine."""
-    install.uninstall(dry_run=arguments.dry_run, out=sys.stdout)
-    return 0
-
-
-def replace_version(arguments: argparse.Namespace) -> int:
-    """Put another version in the place of the installed one."""
-    archive = Archive.read(arguments.file or _this_file())
-    upgrade.upgrade(archive, dry_run=arguments.dry_run, out=sys.stdout)
-    return 0
-
-
-def _this_file() -> Path:
-    return Path(os.path.abspath(sys.argv[0]))
 
 
 class _Site:
@@ -152,7 +91,7 @@ class _Site:
 
     def __init__(self, environ: Mapping[str, str], *, no_watcher: bool = False) -> None:
         os.umask(0o077)
-        process.die_with_runuser(environ)
+        parent.die_with_runuser(environ)
         config, faults = settings.read(environ)
         faults += settings.make_folders(config)
         if faults:
@@ -192,10 +131,10 @@ def _bind(site: _Site, watcher: Watcher | None, followers: Followers) -> Server:
     gate = Gate(frozenset({*config.allowed_hosts, host}), config.api_token)
     limits = Limits(8 * config.max_prompt_bytes + (1 << 20))  # JSON can write one byte as six
     operations = [route.operation for route in TABLE]
-    document = openapi.document(operations, VERSION, secured=config.api_token is not None)
+    document = openapi.document(operations, stamp.FULL, secured=config.api_token is not None)
     views = Views(site.index.runs, config.stall_threshold_seconds)
     started = time.time()
-    overview = Overview(config, site.index, site.repos, views, limits, VERSION, started)
+    overview = Overview(config, site.index, site.repos, views, limits, stamp.FULL, started)
     api = Api(
         index=site.index,
         intake=site.intake,
@@ -205,7 +144,7 @@ def _bind(site: _Site, watcher: Watcher | None, followers: Followers) -> Server:
         gate=gate,
         limits=limits,
         wake=watcher.wake if watcher else lambda _: None,
-        version=VERSION,
+        version=stamp.FULL,
         document=json.dumps(document, ensure_ascii=False).encode(),
     )
     address = ("127.0.0.1" if host == "localhost" else config.bind_host, config.bind_port)
@@ -282,56 +221,3 @@ def _abort_all(watcher: Watcher, journal: Journal, signals: _Signals) -> None:
                 process.end_carriers(job_id, 0)
             watcher.idle(1)
             return
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """One line on stderr, exit 2."""
-        _complain(f"{message} (see {self.prog} --help)")
-        raise SystemExit(2)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="pv",
-        description="Prompt Valet: the box in the corner that does your coding jobs.",
-        epilog="settings, from the environment:\n" + settings.describe(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"Prompt Valet {VERSION}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    command = commands.add_parser("serve", help="answer HTTP and run the jobs")
-    command.add_argument(
-        "--no-watcher", action="store_true", help="only answer HTTP; a `watch` runs the jobs"
-    )
-    command.set_defaults(command=serve)
-    command = commands.add_parser("watch", help="run the jobs, without HTTP")
-    command.set_defaults(command=watch)
-    command = commands.add_parser("install", help="set this machine up to run it, as root")
-    command.add_argument("--token", action="store_true", help="make a token and ask for it")
-    _add_dry_run(command)
-    command.set_defaults(command=set_up)
-    command = commands.add_parser("upgrade", help="replace the installed version, as root")
-    command.add_argument(
-        "file", nargs="?", metavar="FILE", type=Path, help="the new pv.pyz; else the one that runs"
-    )
-    _add_dry_run(command)
-    command.set_defaults(command=replace_version)
-    command = commands.add_parser("uninstall", help="remove it and leave its data, as root")
-    _add_dry_run(command)
-    command.set_defaults(command=take_down)
-    command = commands.add_parser("demo", help="show the main job in a temporary root")
-    command.add_argument("--keep", metavar="DIR", type=Path, help="leave everything in DIR")
-    command.set_defaults(command=show_demo)
-    return parser
-
-
-def _add_dry_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dry-run", action="store_true", help="say each step and take none")
-
-
-def _complain(text: str) -> None:
-    priority = "<3>" if journal.listens(os.environ) else ""
-    print(f"{priority}pv: " + text.replace("\n", " "), file=sys.stderr)

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from harness import DEADLINE, Valet, until
 
-from pv_lib.api.feeds import END, LogFeed, Place, split_lines
+from pv_lib.api.feeds import LogFeed, split_lines
+from pv_lib.httpd.follow import END, Place
 from pv_lib.jobs.index import Index
 from pv_lib.jobs.store import Runs
 

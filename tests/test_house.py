@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from harness import TREE, built
 
+from pv_lib.cli.main import COMMANDS
+
 CODE = TREE / "pv_lib"
 FILES = sorted(CODE.rglob("*.py"))
 
@@ -24,9 +26,35 @@ def _name(path: Path) -> str:
 
 TREES = {_name(path): ast.parse(path.read_text("utf-8"), str(path)) for path in FILES}
 ROOMS = sorted(path.name for path in CODE.iterdir() if any(path.glob("*.py")))
+# Who may import whom. `errors` and `stamp` are free to all; a room may import its own modules.
+# The wings httpd + api and agent + runner + watcher share what stands below both, and meet on disk.
+FREE = ("errors", "stamp")
+ALLOWED: dict[str, set[str]] = {
+    "system": set(),
+    "settings": set(),
+    "client": set(),
+    "jobs": {"system"},
+    "git": {"jobs", "settings", "system"},
+    "agent": {"jobs", "settings", "system"},
+    "inbox": {"git", "jobs", "settings", "system"},
+    "runner": {"agent", "git", "inbox", "jobs", "settings", "system"},
+    "watcher": {"runner", "agent", "git", "inbox", "jobs", "system"},
+    "httpd": {"system"},
+    "api": {"httpd", "git", "inbox", "jobs", "settings", "system"},
+    "install": {"client", "settings", "system"},
+    "app": {
+        *("watcher", "runner", "agent", "api", "httpd"),
+        *("inbox", "git", "jobs", "settings", "system"),
+    },
+    "cli": {"app", "client", "install", "agent", "jobs", "settings", "system"},
+}
 PURE = ("agent.codex", "errors", "inbox.frontmatter", "jobs.job", "httpd.wire")
 EDGES = frozenset({"socket", "socketserver", "subprocess", "threading", "select", "selectors"})
 MOST_LINES = 450
+
+
+def _room(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -72,6 +100,30 @@ def test_the_graph_of_imports_is_read() -> None:
 
 def test_no_import_is_relative() -> None:
     assert not [name for name in TREES for full in imported(TREES[name]) if full.startswith(".")]
+
+
+def test_imports_between_rooms_follow_the_table() -> None:
+    against = [
+        f"{name} imports {below}"
+        for name in TREES
+        for below in of_the_house(name)
+        if _room(below) not in {_room(name), *ALLOWED[_room(name)], *FREE}
+    ]
+    assert not against
+
+
+def test_the_table_has_every_room_and_runs_one_way() -> None:
+    rooms = {_room(name) for name in TREES if name not in ("", *FREE)}
+    assert set(ALLOWED) == rooms
+    assert set(TopologicalSorter(ALLOWED).static_order()) == rooms
+
+
+def test_the_commands_load_modules_that_the_table_allows() -> None:
+    for command in COMMANDS:
+        name = command.module.removeprefix("pv_lib.")
+        assert _room(name) in {"cli", *ALLOWED["cli"]}
+        functions = [n.name for n in TREES[name].body if isinstance(n, ast.FunctionDef)]
+        assert command.function in functions
 
 
 def test_imports_form_no_circle() -> None:
@@ -142,4 +194,12 @@ def test_the_entry_is_covered_as_well() -> None:
     entry = ast.parse((TREE / "pv.py").read_text("utf-8"))
     assert ast.get_docstring(entry)
     named = {name.rpartition(".")[0] or name for name in imported(entry)}
-    assert named <= {"pv_lib", "pv_lib.app", "sys", "importlib", "importlib.util", "__future__"}
+    assert named <= {
+        "pv_lib",
+        "pv_lib.cli",
+        "pv_lib.cli.main",
+        "sys",
+        "importlib",
+        "importlib.util",
+        "__future__",
+    }

@@ -16,7 +16,6 @@ The agent's three streams are files, so it works on when the server dies. The lo
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import shutil
@@ -27,11 +26,10 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 
-from pv_lib.errors import JobFailed, ValetError
+from pv_lib.errors import JobFailed
 from pv_lib.system import files
 
 MARKER = "PV_JOB_ID"
-_PR_SET_PDEATHSIG = 1
 _LOOKS = 50  # at /proc, where something forks all the time: far more than a chain escapes
 # A full disk must not cost the exit status: the last loop waits for room, holding the lock.
 # `trap :` rather than `trap ''`: an ignored signal would be inherited by the agent.
@@ -190,25 +188,6 @@ def find_program(name: str, path: str | None) -> str:
 def adopt(run: Path, job_id: str) -> Agent:
     """The agent that an earlier server started for this run folder."""
     return Agent(run, job_id, None)
-
-
-def die_with_runuser(environ: Mapping[str, str]) -> None:
-    """Where runuser started us, ask for SIGKILL when it dies.
-
-    Killed itself, it would leave this server beside the next one, for good. systemd's watchdog
-    kills only it, and a server that hangs obeys nothing less; nothing is lost by it.
-
-    Under systemd it is the process that the unit has started, and SYSTEMD_EXEC_PID its pid: its
-    name cannot be read where the unit hides the processes of others.
-    """
-    parent = os.getppid()
-    ours = environ.get("SYSTEMD_EXEC_PID") == str(parent)
-    with contextlib.suppress(OSError):
-        ours = ours or Path(f"/proc/{parent}/comm").read_text() == "runuser\n"
-    if ours:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died just before
-            raise ValetError("runuser is gone: nobody would ever stop this server")
 
 
 def carriers(job_id: str) -> list[int]:

@@ -1,8 +1,6 @@
-"""What live streams carry, as events of SSE: the lines of a log, the changes of the records.
+"""What live streams carry, as server-sent events: a log's lines, the changes of all records.
 
-A feed turns a place (how far somebody has been sent it) into the next events and the place behind
-them. The same place gives the same bytes, at most more of them later: so whoever could take only a
-part needs nothing kept for it but its place and a number. No socket and no follower is known here.
+Each is a `Feed` of `httpd.follow`. No socket and no follower is known here.
 """
 
 from __future__ import annotations
@@ -15,10 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from io import FileIO
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from pv_lib.api.view import Views
 from pv_lib.errors import Invalid
+from pv_lib.httpd.follow import END, Forgotten, Place
 from pv_lib.jobs import logfile
 from pv_lib.jobs.index import CHANGES, Index
 from pv_lib.jobs.job import Record
@@ -27,36 +26,6 @@ from pv_lib.system import files
 _CHUNK = 1 << 16  # bytes of log at once
 _FRAMES = 1 << 17  # bytes of events after which it is enough for now
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-
-
-class Place(NamedTuple):
-    """How far: bytes of a log, or the number of a change. `inside`: in a line without its end."""
-
-    offset: int
-    inside: bool = False
-
-
-END = Place(-1)  # behind the last event
-
-
-class Forgotten(Exception):
-    """What comes behind a place is not known any more."""
-
-
-class Feed(Protocol):
-    """Something to follow."""
-
-    def look(self) -> None:
-        """Find what is new. Raises OSError when that cannot be known now."""
-
-    def frames(self, place: Place) -> tuple[bytes, Place]:
-        """The events behind `place`, as of the last look: a chunk's worth, and the place then.
-
-        No bytes when there are none yet. Raises Forgotten.
-        """
-
-    def close(self) -> None:
-        """Nobody follows any more."""
 
 
 class LogFeed:

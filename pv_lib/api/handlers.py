@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from pv_lib.api import parameters
-from pv_lib.api.feeds import ChangeFeed, Feed, LogFeed, Place
+from pv_lib.api.feeds import ChangeFeed, LogFeed
 from pv_lib.api.status import Overview
 from pv_lib.api.view import Views
 from pv_lib.errors import Busy, Conflict, Invalid, NotFound, Unauthorized, Unsupported
 from pv_lib.httpd import wire
 from pv_lib.httpd.connection import Follow
-from pv_lib.httpd.follow import Arrival, Followers
+from pv_lib.httpd.follow import Arrival, Feed, Followers, Place
 from pv_lib.httpd.gate import COOKIE, COOKIE_SECONDS, Gate
 from pv_lib.httpd.limits import Limits
 from pv_lib.httpd.wire import Request, Response, media_type

@@ -14,11 +14,11 @@ from typing import Any
 from pv_lib.api.view import Views
 from pv_lib.git.repos import Repos
 from pv_lib.httpd.limits import Limits
-from pv_lib.inbox.intake import free_bytes
 from pv_lib.jobs import job
 from pv_lib.jobs.index import Index
 from pv_lib.jobs.job import State
 from pv_lib.settings.config import Config
+from pv_lib.system import space
 
 _ALIVE_POLLS = 5  # poll intervals after which a silent watcher counts as gone
 _LOOK_SECONDS = 0.5
@@ -138,7 +138,7 @@ def _root(path: Path) -> dict[str, Any]:
         "path": str(path),
         "exists": exists,
         "writable": os.access(path, os.W_OK | os.X_OK),
-        "free_bytes": free_bytes(path) if exists else None,
+        "free_bytes": space.free_bytes(path) if exists else None,
     }
 
 

@@ -35,6 +35,12 @@ _PROBE_SECONDS = 20
 _GIT = ("git", "-c", "user.name=Demo", "-c", "user.email=demo@localhost")
 
 
+def demo(*, keep: Path | None) -> int:
+    """Run the demo with this very file, on the terminal; its exit code."""
+    program = [sys.executable, os.path.abspath(sys.argv[0])]
+    return run(program, os.environ, keep, sys.stdout)
+
+
 def run(program: list[str], environ: Mapping[str, str], keep: Path | None, out: TextIO) -> int:
     """Run the demo; 0 when the job succeeded. `program` is how this very build is started.
 

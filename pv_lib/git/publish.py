@@ -19,7 +19,7 @@ from pv_lib.git.command import Done, Git, GitFailed, reason, scrub
 from pv_lib.git.worktree import NETWORK_SECONDS, Change, Tree, Workspace
 from pv_lib.jobs.job import Record
 from pv_lib.settings.config import Config
-from pv_lib.system import files
+from pv_lib.system import files, space
 
 _PAUSES = (0.5, 2.5)  # seconds between the tries of what needs the network
 _TITLE_CHARS = 72
@@ -66,11 +66,11 @@ def bring_home(
         change = workspace.harvest(tree, branch, message, _ended(work), git)
         _write_diff(work, change, workspace, git)
     except GitFailed as error:
-        files.raise_if_full(tree.path, tree.repository)
+        space.raise_if_full(tree.path, tree.repository)
         return kept(work, error.detail)
     result = _result(known, tree, change, partial=work.partial)
     if not change.complete:
-        files.raise_if_full(tree.path, tree.repository)
+        space.raise_if_full(tree.path, tree.repository)
         result["work_tree"] = str(tree.path)
         result["notes"] = [*result["notes"], f"the rest is kept in {tree.path}"]
     else:

@@ -26,7 +26,7 @@ from typing import IO
 from pv_lib.errors import JobFailed, ValetError
 from pv_lib.git.command import LOCAL_SECONDS, Git, GitFailed, reason, scrub
 from pv_lib.git.repos import Repos, git_folders, is_git
-from pv_lib.system import files
+from pv_lib.system import space
 
 NETWORK_SECONDS = 600.0  # a fetch or a push
 CLONE_SECONDS = 3600.0
@@ -124,7 +124,7 @@ class Workspace:
         except JobFailed:
             raise
         except GitFailed as error:
-            files.raise_if_full(self.root, self._repos.root)
+            space.raise_if_full(self.root, self._repos.root)
             why = f"no work tree of {repo} could be made: {error.detail}"
             raise JobFailed("workspace_failed", why) from error
         except ValetError as error:

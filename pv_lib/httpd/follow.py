@@ -5,7 +5,7 @@ been sent all there was are in step: what is new is read once, framed once, and 
 them. One that cannot take it, or comes later, is behind: nothing is kept for it but its place, and
 it is sent a chunk at a time from there until it is in step again. It delays nobody, and is let go
 when it has taken nothing for a minute. Nothing here parses requests or knows what is streamed:
-that is `feeds`.
+whoever has something to stream brings it as a `Feed`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
-from pv_lib.api.feeds import END, Feed, Forgotten, Place
 from pv_lib.httpd.limits import KEEP_ALIVE, SEND_SECONDS
 from pv_lib.system.journal import Journal
 
@@ -29,6 +29,40 @@ _SEND_BUFFER = 1 << 16  # bytes, which Linux doubles: all that a client who does
 _COMMENT = b": keep-alive\n\n"
 _RECONNECT = b"retry: 1000\n: the server is stopping, come back\n\n"
 _CHECK_SECONDS = 1.0
+
+
+class Place(NamedTuple):
+    """How far: bytes of a log, or the number of a change. `inside`: in a line without its end."""
+
+    offset: int
+    inside: bool = False
+
+
+END = Place(-1)  # behind the last event
+
+
+class Forgotten(Exception):
+    """What comes behind a place is not known any more."""
+
+
+class Feed(Protocol):
+    """Something to follow: it turns a place into the next events and the place behind them.
+
+    The same place gives the same bytes, at most more of them later. So a client that could take
+    only a part of them needs nothing kept for it but its place and a number of bytes.
+    """
+
+    def look(self) -> None:
+        """Find what is new. Raises OSError when that cannot be known now."""
+
+    def frames(self, place: Place) -> tuple[bytes, Place]:
+        """The events behind `place`, as of the last look: a chunk's worth, and the place then.
+
+        No bytes when there are none yet. Raises Forgotten.
+        """
+
+    def close(self) -> None:
+        """Nobody follows any more."""
 
 
 @dataclass(eq=False, slots=True)

@@ -38,7 +38,7 @@ from pv_lib.jobs.index import Index
 from pv_lib.jobs.job import JobIds, Record, State
 from pv_lib.jobs.store import Runs
 from pv_lib.settings.config import Config
-from pv_lib.system import files
+from pv_lib.system import files, space
 
 DEFAULT_FILENAME = "prompt.prompt.md"
 MAX_PRIORITY = 1000
@@ -327,7 +327,7 @@ class Intake:
     def _check_room(self) -> None:
         for root in (self._inbox.root, self._runs.root):
             try:
-                free = free_bytes(root)
+                free = space.free_bytes(root)
             except OSError as error:
                 why = f"{root} cannot be used ({error.strerror}): nothing was queued"
                 raise ValetError(why) from error
@@ -367,12 +367,6 @@ class Intake:
     def _record(self, record: Record) -> None:
         if not self._runs.create(record) and record.state.terminal:
             self._runs.write(record)
-
-
-def free_bytes(root: Path) -> int:
-    """Bytes that this user can still write below `root`."""
-    info = os.statvfs(root)
-    return info.f_bavail * info.f_frsize
 
 
 _BLOCK_TEXTS = ("created_at", "source", "model", "retry_of", "idempotency", "filename")

@@ -1,6 +1,6 @@
-"""A job's log as a file: carried over from the agent's raw output, and read from its end.
+"""Reads a job's log: from its end, from an offset, with or without terminal escapes.
 
-What the text looks like is `codex`'s; who follows it live is `follow`'s.
+The log is written by `runner.logwriter`; live streams of it are made by `api.feeds`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ import os
 import re
 from collections.abc import Iterator
 from io import FileIO
-from typing import BinaryIO
-
-from pv_lib.agent.codex import Transcript
 
 _BLOCK = 1 << 16
 _PIECE = 1 << 18  # bytes of log cleaned at once
@@ -99,48 +96,3 @@ def whole(data: bytes) -> int:
 def strip(text: bytes) -> str:
     """`text` without what a terminal would obey, but for tab, LF and CR."""
     return _CONTROL.sub("", text.decode("utf-8", "replace"))
-
-
-class LogWriter:
-    """codex.jsonl into job.log: what the log has already is rendered again and skipped.
-
-    `raw` is read from its start, `log` appended to; both are unbuffered. One job's log has one
-    writer, its runner.
-    """
-
-    def __init__(self, raw: BinaryIO, log: BinaryIO, seen: Transcript) -> None:
-        self._raw, self._log, self._seen = raw, log, seen
-        self._skip = log.tell()
-        self.taken = 0  # bytes of raw output so far
-        self.unwritten = b""  # what a full disk kept from the log
-        self.fault = OSError()  # the reason
-
-    def pump(self, limit: int) -> int:
-        """Carry over what is new, `limit` bytes at most; how many it read."""
-        data = os.read(self._raw.fileno(), limit)
-        self._write(self._seen.feed(data))
-        self.taken += len(data)
-        return len(data)
-
-    @property
-    def size(self) -> int:
-        """Bytes of raw output on the disk."""
-        return os.fstat(self._raw.fileno()).st_size
-
-    def finish(self) -> None:
-        """A last line without its end."""
-        self._write(self._seen.finish())
-
-    def flush(self) -> None:
-        """Try to write what could not be written."""
-        try:
-            while self.unwritten:
-                self.unwritten = self.unwritten[os.write(self._log.fileno(), self.unwritten) :]
-        except OSError as error:
-            self.fault = error
-
-    def _write(self, text: bytes) -> None:
-        skipped = min(self._skip, len(text))
-        self._skip -= skipped
-        self.unwritten += text[skipped:]
-        self.flush()

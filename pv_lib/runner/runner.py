@@ -31,8 +31,8 @@ from pv_lib.inbox import frontmatter
 from pv_lib.inbox.inbox import Inbox
 from pv_lib.jobs import job
 from pv_lib.jobs.job import Record, State
-from pv_lib.jobs.logfile import LogWriter
 from pv_lib.jobs.store import Runs
+from pv_lib.runner.logwriter import LogWriter
 from pv_lib.runner.timing import Timing
 from pv_lib.settings.config import Config
 from pv_lib.system import files

@@ -32,7 +32,6 @@ TRANSIENT = frozenset(
 )
 
 
-_NO_ROOM = 1 << 20  # bytes
 _OURS = f"{os.getpid():x}-{os.urandom(6).hex()}"  # one process, of all there ever were
 _count = itertools.count()
 _TICK_NS, _WHOLE_SECONDS_NS = 50_000_000, 2_100_000_000
@@ -48,15 +47,6 @@ def refusal(error: OSError, what: str) -> ValetError:
     where = f"{error.filename}: " if error.filename else ""
     kind = kinds.get(error.errno or 0, ValetError)
     return kind(f"{what} ({where}{error.strerror}): nothing was changed; try again later")
-
-
-def raise_if_full(*places: Path) -> None:
-    """OSError where a disk has next to no room: whatever failed there is worth another try."""
-    for place in places:
-        with contextlib.suppress(FileNotFoundError):
-            info = os.statvfs(place)
-            if info.f_bavail * info.f_frsize < _NO_ROOM:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
 
 
 def settled(changed: int, now: int) -> bool:

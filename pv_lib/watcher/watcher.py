@@ -20,12 +20,13 @@ from pathlib import Path
 from pv_lib.agent import process
 from pv_lib.agent.process import Trace
 from pv_lib.errors import BadRecord
-from pv_lib.inbox.intake import Intake, free_bytes
+from pv_lib.inbox.intake import Intake
 from pv_lib.inbox.prompt import Prompt
 from pv_lib.jobs import job
 from pv_lib.jobs.index import Index
 from pv_lib.jobs.job import Record, State
 from pv_lib.runner.runner import House, Runner
+from pv_lib.system import space
 from pv_lib.system.journal import Notes
 from pv_lib.system.notify import ALIVE_SECONDS
 from pv_lib.watcher import leftovers
@@ -436,7 +437,7 @@ class Watcher:
     def _has_room(self) -> bool:
         limit = self._house.config.min_free_bytes
         for root in (self._house.runs.root, self._house.workspace.root):
-            if free_bytes(root) < limit:
+            if space.free_bytes(root) < limit:
                 self._notes.add(f"no job starts: {root} is below PV_MIN_FREE_BYTES={limit}")
                 return False
         return True

@@ -1,0 +1,34 @@
+"""`install`, `upgrade` and `uninstall` as commands: what they work on is the file that runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from pv_lib.install import install as steps
+from pv_lib.install import upgrade as replacement
+from pv_lib.install.machine import Archive
+
+
+def install(*, token: bool, dry_run: bool) -> int:
+    """Install this file on the machine."""
+    archive = Archive.read(_this_file())
+    steps.install(archive, dry_run=dry_run, with_token=token, out=sys.stdout)
+    return 0
+
+
+def upgrade(*, file: Path | None, dry_run: bool) -> int:
+    """Put another version in the place of the installed one."""
+    replacement.upgrade(Archive.read(file or _this_file()), dry_run=dry_run, out=sys.stdout)
+    return 0
+
+
+def uninstall(*, dry_run: bool) -> int:
+    """Take Prompt Valet off the machine."""
+    steps.uninstall(dry_run=dry_run, out=sys.stdout)
+    return 0
+
+
+def _this_file() -> Path:
+    return Path(os.path.abspath(sys.argv[0]))
