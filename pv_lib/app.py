@@ -34,7 +34,7 @@ from pv_lib.inbox.inbox import Inbox
 from pv_lib.inbox.intake import Intake
 from pv_lib.jobs.index import Index
 from pv_lib.jobs.store import Runs
-from pv_lib.runner.runner import House
+from pv_lib.runner.runner import Services
 from pv_lib.settings import config as settings
 from pv_lib.settings.config import Config
 from pv_lib.system import journal, parent
@@ -107,8 +107,8 @@ class _Site:
         self.intake = Intake(self.config, self.index, self.inbox, self.repos)
 
     def watcher(self) -> Watcher:
-        """The watcher with the house its jobs share; not yet the owner of the runs root."""
-        house = House(
+        """The watcher with the services its jobs share; not yet the owner of the runs root."""
+        services = Services(
             config=self.config,
             runs=self.index.runs,
             inbox=self.inbox,
@@ -117,7 +117,7 @@ class _Site:
             journal=self.journal,
             environ=self.environ,
         )
-        return Watcher(house, self.intake, self.index, self.notifier.alive)
+        return Watcher(services, self.intake, self.index, self.notifier.alive)
 
 
 def _in_short(counts: Mapping[str, int]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from harness import TREE, built
 
-from pv_lib.cli.main import COMMANDS
+from pv_lib.cli.commands import COMMANDS
 
 CODE = TREE / "pv_lib"
 FILES = sorted(CODE.rglob("*.py"))

@@ -16,13 +16,13 @@ from harness import NOBODY, until
 
 from pv_lib.inbox.prompt import Prompt, prompt_at
 from pv_lib.inbox.scan import Scan
-from pv_lib.system.beneath import Folder, Tree
+from pv_lib.system.beneath import Folder, Root
 from pv_lib.system.files import settled
 
 SETTLE = 0.06  # seconds after which a change has its own ctime
 
 
-class CountingTree(Tree):
+class CountingTree(Root):
     """A tree that counts how often a folder is opened."""
 
     opened = 0
@@ -81,7 +81,7 @@ def change(root: Path, chance: random.Random, number: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_scan_sees_what_a_slow_walk_sees(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
-    scan = Scan(Tree(tmp_path))
+    scan = Scan(Root(tmp_path))
     for number in range(300):
         change(tmp_path, chance, number)
         if number % 60 == 30:
@@ -118,7 +118,7 @@ def test_many_quiet_folders_take_turns_and_none_is_left_out(tmp_path: Path) -> N
     folders = [tmp_path / f"o{number}" for number in range(30)]
     for folder in folders:
         folder.mkdir()
-    scan = Scan(Tree(tmp_path), at_once=7, warm_seconds=0)
+    scan = Scan(Root(tmp_path), at_once=7, warm_seconds=0)
     age(tmp_path)
     assert scan.prompts() == []
     drop = folders[29] / "a.md"
@@ -135,7 +135,7 @@ def test_a_thorough_scan_asks_every_folder(tmp_path: Path) -> None:
     folders = [tmp_path / f"o{number}" for number in range(30)]
     for folder in folders:
         folder.mkdir()
-    scan = Scan(Tree(tmp_path), at_once=1, warm_seconds=0)
+    scan = Scan(Root(tmp_path), at_once=1, warm_seconds=0)
     age(tmp_path)
     assert scan.prompts() == []
     (folders[29] / "a.md").write_text("x")
@@ -149,7 +149,7 @@ def test_what_lies_in_a_folder_that_was_away_for_a_while_is_found_again(
     for number in range(5):
         (tmp_path / f"o{number}/r/main").mkdir(parents=True)
     (tmp_path / "o3/r/main/a.md").write_text("x")
-    scan = Scan(Tree(tmp_path), at_once=at_once, warm_seconds=0)
+    scan = Scan(Root(tmp_path), at_once=at_once, warm_seconds=0)
     age(tmp_path)
     for _ in range(20):
         assert len(scan.prompts()) == 1
@@ -190,7 +190,7 @@ def test_a_folder_closed_and_opened_again_is_read_again(unprivileged_folder: Pat
     inner = unprivileged_folder / "o"
     inner.mkdir()
     (inner / "a.md").write_text("x")
-    scan = Scan(Tree(unprivileged_folder))
+    scan = Scan(Root(unprivileged_folder))
     assert len(scan.prompts()) == 1
     inner.chmod(0)
     assert scan.prompts() == []
@@ -202,7 +202,7 @@ def test_a_root_that_goes_is_an_error_and_comes_back(tmp_path: Path) -> None:
     root = tmp_path / "inbox"
     (root / "o").mkdir(parents=True)
     (root / "o/a.md").write_text("x")
-    scan = Scan(Tree(root))
+    scan = Scan(Root(root))
     assert len(scan.prompts()) == 1
     root.rename(tmp_path / "aside")
     for _ in range(2):

@@ -1,6 +1,7 @@
 """The command line.
 
-main      the table of commands, and errors as text
+main      the entry of every command, and errors as text
+commands  the table of commands, and the parser made from it
 setup     install, upgrade, uninstall
 demo      the main job from end to end, in a temporary root
 standin   the agent that the demo uses where there is no Codex

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pv_lib.git.command import Done, Git, GitFailed, reason, scrub
-from pv_lib.git.worktree import NETWORK_SECONDS, Change, Tree, Workspace
+from pv_lib.git.worktree import NETWORK_SECONDS, Change, Workspace, WorkTree
 from pv_lib.jobs.job import Record
 from pv_lib.settings.config import Config
 from pv_lib.system import files, space
@@ -37,7 +37,7 @@ class Work:
     """
 
     record: Record
-    tree: Tree
+    tree: WorkTree
     run: Path
     title: str
     message: str
@@ -131,7 +131,9 @@ def _write_diff(work: Work, change: Change, workspace: Workspace, git: Git) -> N
     temp.rename(work.run / "changes.diff")
 
 
-def _result(known: dict[str, Any], tree: Tree, change: Change, *, partial: bool) -> dict[str, Any]:
+def _result(
+    known: dict[str, Any], tree: WorkTree, change: Change, *, partial: bool
+) -> dict[str, Any]:
     result: dict[str, Any] = {
         "branch": tree.branch if change.commit else None,
         "base": change.base,

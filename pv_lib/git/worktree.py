@@ -38,7 +38,7 @@ _SHORTSTAT = re.compile(r"(\d+) (file|insertion|deletion)")
 
 
 @dataclass(frozen=True)
-class Tree:
+class WorkTree:
     """Where one job works. Without git `branch` is None and `path` is the folder itself.
 
     `base` is the commit it began from; None where it was forgotten. `notes` are sentences for
@@ -89,14 +89,16 @@ class Workspace:
         self._locks: dict[str, threading.Lock] = {}  # by what git must not do twice at once
         self._fetched: dict[str, tuple[float, str]] = {}  # when a fetch began, why it failed
 
-    def tree(self, repo: str, filename: str | None, job_id: str, base: str | None) -> Tree:
+    def tree(self, repo: str, filename: str | None, job_id: str, base: str | None) -> WorkTree:
         """The work tree that a job has or would have; nothing is touched."""
         repository = self._repos.root / repo
         if repository.exists() and not is_git(repository):
-            return Tree(repository, repository, None, None)
-        return Tree(self.root / job_id, repository, branch_name(filename, job_id), base)
+            return WorkTree(repository, repository, None, None)
+        return WorkTree(self.root / job_id, repository, branch_name(filename, job_id), base)
 
-    def prepare(self, repo: str, branch: str, filename: str | None, job_id: str, git: Git) -> Tree:
+    def prepare(
+        self, repo: str, branch: str, filename: str | None, job_id: str, git: Git
+    ) -> WorkTree:
         """A fresh work tree from the newest head of `branch`.
 
         A repository that is missing is cloned first. Raises JobFailed: `unknown_target` where
@@ -131,7 +133,7 @@ class Workspace:
             raise JobFailed("unknown_target", error.detail) from error
         return replace(tree, notes=(*tree.notes, *_left_empty(tree, git)))
 
-    def closed_to(self, tree: Tree, git: Git) -> Git:
+    def closed_to(self, tree: WorkTree, git: Git) -> Git:
         """`git`, closed to what the configuration names, in the clone and in the work tree."""
         if not git.settings:
             git = git.closed_to(tree.repository)
@@ -139,7 +141,7 @@ class Workspace:
             git = git.closed_to(tree.path, tree.where())
         return git
 
-    def harvest(self, tree: Tree, branch: str, message: str, when: float, git: Git) -> Change:
+    def harvest(self, tree: WorkTree, branch: str, message: str, when: float, git: Git) -> Change:
         """Everything the agent left, as commits on the job's branch.
 
         `branch` is the one it began from; `message` and `when` (Unix time) are those of the commit
@@ -194,7 +196,7 @@ class Workspace:
         if done.status:
             raise GitFailed(reason(done))
 
-    def discard(self, tree: Tree, git: Git, *, keep: str | None) -> None:
+    def discard(self, tree: WorkTree, git: Git, *, keep: str | None) -> None:
         """Remove the work tree and, where there is no commit to `keep`, its branch.
 
         Raises GitFailed or OSError with what is left.
@@ -224,7 +226,7 @@ class Workspace:
                     _delete(path, git)
         return faults
 
-    def _registered(self) -> Iterator[Tree]:
+    def _registered(self) -> Iterator[WorkTree]:
         """The work trees of ours that the repositories know of."""
         for repo in self._repos.names():
             repository = self._repos.root / repo
@@ -232,13 +234,13 @@ class Workspace:
                 with contextlib.suppress(OSError):
                     path = Path(place.read_text("utf-8", "replace").strip()).parent
                     if path.parent == self.root and path.name == place.parent.name:
-                        yield Tree(path, repository, "", None)
+                        yield WorkTree(path, repository, "", None)
 
-    def _lying_about(self) -> Iterator[Tree]:
+    def _lying_about(self) -> Iterator[WorkTree]:
         """The folders of the work root that a job had."""
         for path in sorted(self.root.iterdir()):
             if _OURS.fullmatch(path.name):
-                yield Tree(path, path, "", None)
+                yield WorkTree(path, path, "", None)
 
     def _clone(self, repo: str, job_id: str, git: Git) -> None:
         target = self._repos.root / repo
@@ -257,7 +259,7 @@ class Workspace:
                 raise GitFailed(f"{scrub(url)} could not be cloned: {reason(done)}")
             temp.rename(target)
 
-    def _fetch(self, tree: Tree, branch: str, git: Git) -> Tree:
+    def _fetch(self, tree: WorkTree, branch: str, git: Git) -> WorkTree:
         """What origin has of `branch` by now. Where it cannot be had, what is known must do."""
         url = git.settings.get("remote.origin.url")
         if not url:
@@ -282,7 +284,7 @@ class Workspace:
             return replace(tree, notes=(*tree.notes, why))
         return tree
 
-    def _newest(self, tree: Tree, repo: str, branch: str, git: Git) -> str:
+    def _newest(self, tree: WorkTree, repo: str, branch: str, git: Git) -> str:
         """The commit to begin from: origin's, unless the local branch has it already and more."""
         local, remote = f"refs/heads/{branch}", f"refs/remotes/origin/{branch}"
         found = ((ref, self._repos.head(repo, ref)) for ref in (local, remote))
@@ -298,14 +300,14 @@ class Workspace:
             return heads[remote] if done.status else heads[local]
         return heads[remote]
 
-    def _tip(self, tree: Tree, git: Git) -> str | None:
+    def _tip(self, tree: WorkTree, git: Git) -> str | None:
         ref = f"refs/heads/{tree.branch}"
         if not tree.repository.is_dir():
             return None
         done = git.run("rev-parse", "--verify", "--quiet", ref, cwd=tree.repository)
         return done.text if done.status == 0 else None
 
-    def _counted(self, tree: Tree, branch: str, commit: str | None, git: Git) -> Change:
+    def _counted(self, tree: WorkTree, branch: str, commit: str | None, git: Git) -> Change:
         base = tree.base
         if base is None and commit:
             refs = (f"refs/remotes/origin/{branch}", f"refs/heads/{branch}")
@@ -334,7 +336,7 @@ class Workspace:
         finally:
             lock.release()
 
-    def _remove(self, tree: Tree, git: Git) -> None:
+    def _remove(self, tree: WorkTree, git: Git) -> None:
         """The work tree's folder, then what git knows of it; nothing where there is nothing."""
         _delete(tree.path, git)
         if tree.repository != tree.path and tree.admin.exists():
@@ -354,7 +356,7 @@ def _key(repository: Path) -> str:
     return os.path.realpath(git_folders(repository)[1] if is_git(repository) else repository)
 
 
-def _entries(tree: Tree, git: Git) -> list[tuple[bytes, bytes, bytes]]:
+def _entries(tree: WorkTree, git: Git) -> list[tuple[bytes, bytes, bytes]]:
     """The work tree's index: tag (`H`, or how git was told to pass it over), mode, path."""
     listing = git.run("ls-files", "--stage", "-v", "-z", cwd=tree.path, env=tree.where()).output
     parts = (entry.partition(b"\t") for entry in listing.split(b"\0") if entry)
@@ -366,13 +368,13 @@ def _gitlinks(entries: list[tuple[bytes, bytes, bytes]]) -> list[str]:
     return [os.fsdecode(path) for _, mode, path in entries if mode == b"160000"]
 
 
-def _left_empty(tree: Tree, git: Git) -> list[str]:
+def _left_empty(tree: WorkTree, git: Git) -> list[str]:
     known = (tree.path / ".gitmodules").exists()  # without it git need not be asked
     names = ", ".join(_gitlinks(_entries(tree, git))) if known else ""
     return [f"submodules are empty folders in the work tree: {names}"] if names else []
 
 
-def _clear_submodules(tree: Tree, links: list[str], git: Git) -> list[str]:
+def _clear_submodules(tree: WorkTree, links: list[str], git: Git) -> list[str]:
     """Empty each submodule's folder: its commits belong into another repository."""
     notes = []
     for link in links:

@@ -67,7 +67,7 @@ class Follow:
 Answer = Response | Follow
 
 
-class House(Protocol):
+class ServerParts(Protocol):
     """What a connection needs of its server."""
 
     routes: Callable[[Request], Answer]
@@ -85,7 +85,7 @@ class _Gone(Exception):
 class Connection(BaseHTTPRequestHandler):
     """One client's requests, one after the other."""
 
-    server: House  # type: ignore[assignment]
+    server: ServerParts  # type: ignore[assignment]
     request: socket.socket
 
     def setup(self) -> None:

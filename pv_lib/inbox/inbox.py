@@ -21,7 +21,7 @@ from pv_lib.inbox.prompt import ARCHIVED, CLAIMED, QUEUED, Prompt, prompt_at, ti
 from pv_lib.inbox.scan import MAX_DEPTH, Scan
 from pv_lib.jobs.job import State
 from pv_lib.system import beneath, files
-from pv_lib.system.beneath import Tree
+from pv_lib.system.beneath import Root
 
 _NAME_BYTES = 255
 _TEMP_SECONDS = 3600.0  # a dot-name this old belongs to no submission that still goes on
@@ -32,9 +32,9 @@ class Inbox:
 
     def __init__(self, root: Path, finished: Path) -> None:
         self.root = root
-        self._queue = Tree(root)
+        self._queue = Root(root)
         self._scan = Scan(self._queue)
-        self._finished = Tree(finished)
+        self._finished = Root(finished)
         self._looks: dict[Path, tuple[tuple[int, int, int], float]] = {}
         self._stuck: set[Path] = set()  # dropped files that could not be moved
         self.unsettled = False  # whether one is being watched until it holds still

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pv_lib.inbox.prompt import Prompt, prompt_at
 from pv_lib.system import beneath, files
-from pv_lib.system.beneath import Tree
+from pv_lib.system.beneath import Root
 
 AT_ONCE = 800  # quiet folders that one scan asks
 WARM_SECONDS = 60.0  # after its last change a folder counts as quiet
@@ -42,7 +42,7 @@ class Scan:
     """The memory over one inbox; from any thread."""
 
     def __init__(
-        self, tree: Tree, at_once: int = AT_ONCE, warm_seconds: float = WARM_SECONDS
+        self, tree: Root, at_once: int = AT_ONCE, warm_seconds: float = WARM_SECONDS
     ) -> None:
         self._tree = tree
         self._root = os.fspath(tree.root)

@@ -26,7 +26,7 @@ from pv_lib.git import publish
 from pv_lib.git.command import Git, GitFailed
 from pv_lib.git.publish import Work
 from pv_lib.git.repos import Repos
-from pv_lib.git.worktree import Tree, Workspace
+from pv_lib.git.worktree import Workspace, WorkTree
 from pv_lib.inbox import frontmatter
 from pv_lib.inbox.inbox import Inbox
 from pv_lib.jobs import job
@@ -46,7 +46,7 @@ _ABORTED = Verdict(State.ABORTED, "abort_requested")
 
 
 @dataclass(frozen=True)
-class House:
+class Services:
     """What every job of this server shares."""
 
     config: Config
@@ -74,14 +74,14 @@ class _FolderGone(Exception):
 class Runner:
     """Runs one job. `prompt` is its claimed file, or None where that file is gone."""
 
-    def __init__(self, house: House, record: Record, prompt: Path | None) -> None:
-        self._house = house
+    def __init__(self, services: Services, record: Record, prompt: Path | None) -> None:
+        self._services = services
         self._record = record
         self._prompt = prompt
-        self._run = house.runs.folder(record.job_id)
+        self._run = services.runs.folder(record.job_id)
         self._leave = threading.Event()
-        config = house.config
-        self._timing = Timing(record, config.job_timeout_seconds, house.clock())
+        config = services.config
+        self._timing = Timing(record, config.job_timeout_seconds, services.clock())
         self._agent: Agent | None = None
         self._seen = Transcript()
         self._ending: Verdict | None = None  # set once: why the agent is being ended
@@ -102,8 +102,9 @@ class Runner:
         except _Left:
             return
         except _FolderGone:
-            process.end_carriers(job_id, self._house.config.abort_grace_seconds)
-            self._house.journal.warn(f"job {job_id}: its run folder was deleted; ended the agent")
+            process.end_carriers(job_id, self._services.config.abort_grace_seconds)
+            why = "its run folder was deleted; ended the agent"
+            self._services.journal.warn(f"job {job_id}: {why}")
             with contextlib.suppress(_Left):
                 self._bring_home(_ABORTED)
                 self._archive(State.ABORTED)
@@ -111,9 +112,9 @@ class Runner:
         except JobFailed as error:
             verdict, exit_code = Verdict(State.FAILED, error.reason, error.detail), None
         except Exception as error:  # noqa: BLE001 - the top of a thread: a decided outcome
-            process.end_carriers(job_id, self._house.config.abort_grace_seconds)
+            process.end_carriers(job_id, self._services.config.abort_grace_seconds)
             what = f"{type(error).__name__}: {error}"
-            self._house.journal.error(f"job {job_id}: unexpected {what}")
+            self._services.journal.error(f"job {job_id}: unexpected {what}")
             why = f"Prompt Valet failed while it ran this job ({what})"
             verdict, exit_code = Verdict(State.FAILED, "internal_error", why), None
         with contextlib.suppress(_Left):
@@ -145,7 +146,7 @@ class Runner:
         """Say what is wrong, once."""
         text = f"job {self._record.job_id} {what} ({error.strerror}); trying again"
         if text != self._told:
-            self._house.journal.error(text)
+            self._services.journal.error(text)
             self._told = text
 
     def _live(self) -> tuple[Verdict, int | None]:
@@ -156,7 +157,7 @@ class Runner:
                 return _ABORTED, None
         elif self._agent is None:
             self._agent = process.adopt(self._run, self._record.job_id)
-            self._house.journal.info(f"job {self._record.job_id}: adopted")
+            self._services.journal.info(f"job {self._record.job_id}: adopted")
             if self._record.reason in ("timeout", "log_limit"):  # the ending had begun
                 self._ending = Verdict(State.FAILED, self._record.reason, self._record.error)
         self._attend(self._agent)
@@ -171,7 +172,7 @@ class Runner:
 
     def _start(self) -> Agent | None:
         """From claimed to started; None when an ABORT came first."""
-        config, job_id = self._house.config, self._record.job_id
+        config, job_id = self._services.config, self._record.job_id
         if self._record.state is State.RUNNING:  # the server was killed: so may its git be
             process.end_carriers(job_id, _SWEEP_GRACE)
         self._begin()
@@ -180,22 +181,22 @@ class Runner:
             tree = self._prepare()
         except _Aborted:
             return None
-        program = process.find_program(config.codex_bin, self._house.environ.get("PATH"))
+        program = process.find_program(config.codex_bin, self._services.environ.get("PATH"))
         message = self._run / "last-message.md"
         argv = codex.command(config, program, self._record.model, tree.path, message, git=tree.git)
-        environ = codex.environment(self._house.environ, config.codex_env)
+        environ = codex.environment(self._services.environ, config.codex_env)
         (self._run / "job.log").touch()
         if self._abort_asked():
             return None
         agent = process.spawn(self._run, job_id, argv, tree.path, environ)
         self._change(phase="running", pid=agent.pid)
-        self._house.journal.info(f"job {job_id}: started in {tree.path} (pid {agent.pid})")
+        self._services.journal.info(f"job {job_id}: started in {tree.path} (pid {agent.pid})")
         return agent
 
-    def _prepare(self) -> Tree:
+    def _prepare(self) -> WorkTree:
         record = self._record
         git = self._git(self._heed_preparing)
-        tree = self._house.workspace.prepare(
+        tree = self._services.workspace.prepare(
             record.repo or "", record.branch or "", record.filename, record.job_id, git
         )
         began = {"branch": tree.branch, "base": tree.base, "commit": None}
@@ -205,11 +206,11 @@ class Runner:
 
     def _git(self, tick: Callable[[], None]) -> Git:
         """git in this job's name: a killed server's is found by the marker, as the agent is."""
-        name, address = self._house.config.git_author
+        name, address = self._services.config.git_author
         author = {"GIT_AUTHOR_NAME": name, "GIT_AUTHOR_EMAIL": address}
         committer = {"GIT_COMMITTER_NAME": name, "GIT_COMMITTER_EMAIL": address}
         marker = {process.MARKER: self._record.job_id}
-        return Git({**self._house.environ, **author, **committer, **marker}, tick)
+        return Git({**self._services.environ, **author, **committer, **marker}, tick)
 
     def _heed_preparing(self) -> None:
         if self._leave.is_set():
@@ -227,14 +228,13 @@ class Runner:
         self._save(durable=True)
 
     def _write_prompt(self) -> None:
-        target = self._run / "prompt.md"
         if self._prompt is None:
-            if not target.is_file():
+            if not (self._run / "prompt.md").is_file():
                 raise JobFailed("lost", "the prompt's file vanished before the agent was started")
             return
-        limit = 2 * self._house.config.max_prompt_bytes + 65536
+        limit = 2 * self._services.config.max_prompt_bytes + 65536
         try:
-            data = self._house.inbox.read(self._prompt, limit)
+            data = self._services.inbox.read(self._prompt, limit)
         except (OSError, ValetError) as error:
             if isinstance(error, OSError) and error.errno in files.TRANSIENT:
                 raise
@@ -246,7 +246,7 @@ class Runner:
             raise JobFailed("bad_prompt", "the prompt is not UTF-8 any more") from None
         if blank:
             raise JobFailed("bad_prompt", "the prompt was edited and is blank now")
-        files.write(target, text, durable=False)
+        files.write(self._run / "prompt.md", text, durable=False)
 
     def _attend(self, agent: Agent) -> None:
         """Until the agent is over: its output into the log, its news into the record."""
@@ -282,7 +282,7 @@ class Runner:
                 self._note()
 
     def _look_around(self, agent: Agent, size: int) -> None:
-        config = self._house.config
+        config = self._services.config
         if self._ending is None:
             self._ending = self._reason_to_end(size)
             if self._ending and self._ending.state is State.FAILED:  # for the next server
@@ -292,7 +292,7 @@ class Runner:
             self._timing.push(agent, self._record.job_id, config.abort_grace_seconds)
 
     def _reason_to_end(self, size: int) -> Verdict | None:
-        limit = self._house.config.max_log_bytes
+        limit = self._services.config.max_log_bytes
         if self._abort_asked():
             return _ABORTED
         if self._timing.timed_out:
@@ -301,12 +301,12 @@ class Runner:
         if size > limit:
             why = f"the agent was ended: it wrote more than PV_MAX_LOG_BYTES={limit}"
             return Verdict(State.FAILED, "log_limit", why)
-        if self._seen.turn and self._timing.turn_over(self._house.config.abort_grace_seconds):
+        if self._seen.turn and self._timing.turn_over(self._services.config.abort_grace_seconds):
             return codex.judge(self._seen, 0)
         return None
 
     def _abort_asked(self) -> bool:
-        mark = self._house.runs.abort_mark(self._record.job_id)
+        mark = self._services.runs.abort_mark(self._record.job_id)
         if mark is None:
             if not self._run.exists():
                 raise _FolderGone
@@ -319,7 +319,7 @@ class Runner:
         seen, now = self._seen, time.monotonic()
         self._change(thread_id=seen.thread_id, usage=seen.usage, activity=seen.activity)
         if now >= self._next_beat:
-            self._next_beat = now + self._house.config.heartbeat_seconds
+            self._next_beat = now + self._services.config.heartbeat_seconds
             self._change(heartbeat_at=self._now())
             self._next_save = now
         if now >= self._next_save:
@@ -334,7 +334,7 @@ class Runner:
     def _save(self, *, durable: bool = False) -> None:
         self._next_save = float("inf")
         try:
-            self._house.runs.write(self._record, durable=durable)
+            self._services.runs.write(self._record, durable=durable)
         except (FileNotFoundError, NotADirectoryError):
             raise _FolderGone from None
         except OSError as error:
@@ -349,12 +349,12 @@ class Runner:
         if work is None:
             return verdict
         self._show(phase="publishing")
-        house, git = self._house, self._git(self._heed_publishing)
+        services, git = self._services, self._git(self._heed_publishing)
         result = None
         while result is None:
             try:
                 result = publish.bring_home(
-                    work, house.config, house.workspace, git, self._tell_result
+                    work, services.config, services.workspace, git, self._tell_result
                 )
             except (_Left, _FolderGone):
                 raise
@@ -374,7 +374,7 @@ class Runner:
         record = self._record
         result = record.result or {}
         where = (record.repo or "", record.filename, record.job_id)
-        tree = self._house.workspace.tree(*where, base=result.get("base"))
+        tree = self._services.workspace.tree(*where, base=result.get("base"))
         if record.result is None and not (tree.git and tree.path.exists()):
             return None
         try:
@@ -430,21 +430,21 @@ class Runner:
             except OSError as error:
                 if error.errno not in files.TRANSIENT:  # somebody put a folder in its place
                     why = f"job {self._record.job_id}: its end could not be recorded ({error})"
-                    self._house.journal.error(why)
+                    self._services.journal.error(why)
                     break
                 self._wait_for_better("cannot record its end", error)
-        reason = f"{verdict.reason}" + (f": {verdict.error}" if verdict.error else "")
-        self._house.journal.info(f"job {self._record.job_id}: {verdict.state.value} ({reason})")
+        reason = ": ".join(filter(None, (verdict.reason, verdict.error)))
+        self._services.journal.info(f"job {self._record.job_id}: {verdict.state.value} ({reason})")
         self._archive(verdict.state)
 
     def _archive(self, state: State) -> None:
         if self._prompt is None:
             return
         try:
-            self._house.inbox.archive(self._prompt, state)
+            self._services.inbox.archive(self._prompt, state)
         except OSError as error:
             why = f"{self._prompt} could not be archived ({error.strerror})"
-            self._house.journal.warn(f"job {self._record.job_id}: {why}")
+            self._services.journal.warn(f"job {self._record.job_id}: {why}")
 
     def _now(self) -> str:
-        return job.stamp(self._house.clock())
+        return job.stamp(self._services.clock())

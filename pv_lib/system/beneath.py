@@ -34,7 +34,7 @@ class Folder:
         return self.stranger or _stranger(os.fstat(self.fd), info)
 
 
-class Tree:
+class Root:
     """A root and what lies beneath it."""
 
     def __init__(self, root: Path) -> None:
@@ -91,7 +91,7 @@ class Tree:
                 raise
             os.fsync(folder.fd)
 
-    def move(self, source: Path, tree: Tree, target: Path) -> None:
+    def move(self, source: Path, tree: Root, target: Path) -> None:
         """Move a file durably to `target`; its folder in another `tree` is made when missing."""
         make = tree is not self
         with tree.folder(target.parent, make=make) as there, self.folder(source.parent) as here:

@@ -10,23 +10,23 @@ from collections.abc import Callable
 
 from pv_lib.errors import BadRecord
 from pv_lib.git.command import Git
-from pv_lib.runner.runner import House
+from pv_lib.runner.runner import Services
 
 
-def clear(house: House, is_active: Callable[[str], bool]) -> None:
+def clear(services: Services, is_active: Callable[[str], bool]) -> None:
     """Remove them; what cannot be removed is told to the journal."""
 
     def needs_tree(job_id: str) -> bool:
         if is_active(job_id):
             return True
         try:
-            record = house.runs.read(job_id)
+            record = services.runs.read(job_id)
         except (BadRecord, OSError):
             return True
         return record is not None and (
             not record.state.terminal or "work_tree" in (record.result or {})
         )
 
-    house.inbox.clear_temps(house.clock())
-    for fault in house.workspace.clear(needs_tree, Git(house.environ)):
-        house.journal.warn(fault)
+    services.inbox.clear_temps(services.clock())
+    for fault in services.workspace.clear(needs_tree, Git(services.environ)):
+        services.journal.warn(fault)

@@ -25,7 +25,7 @@ from pv_lib.inbox.prompt import Prompt
 from pv_lib.jobs import job
 from pv_lib.jobs.index import Index
 from pv_lib.jobs.job import Record, State
-from pv_lib.runner.runner import House, Runner
+from pv_lib.runner.runner import Runner, Services
 from pv_lib.system import space
 from pv_lib.system.journal import Notes
 from pv_lib.system.notify import ALIVE_SECONDS
@@ -52,15 +52,15 @@ class Watcher:
     """
 
     def __init__(
-        self, house: House, intake: Intake, index: Index, alive: Callable[[], None]
+        self, services: Services, intake: Intake, index: Index, alive: Callable[[], None]
     ) -> None:
-        self._house = house
+        self._services = services
         self._intake = intake
         self._index = index
         self._wakes: queue.SimpleQueue[Path | str | None] = queue.SimpleQueue()
         self._waiting: dict[str, _Waiting] = {}
         self._missing: set[str] = set()  # queued jobs whose file the last scan did not find
-        self._notes = Notes(house.journal, house.runs.watcher_notes)
+        self._notes = Notes(services.journal, services.runs.watcher_notes)
         self._hurried = False  # whether the last poll had no time for every settled drop
         self._next_search = 0.0  # when to look for queued records without a file
         self._changed = threading.Condition()  # guards the four below; told when a job ends
@@ -68,7 +68,7 @@ class Watcher:
         self._active: dict[str, Runner] = {}
         self._threads: dict[str, threading.Thread] = {}
         self._busy: dict[str, str] = {}  # folder without git -> the job in it
-        self._lock = WatcherLock(house.runs, house.clock, alive)
+        self._lock = WatcherLock(services.runs, services.clock, alive)
 
     def acquire(self) -> None:
         """Become the one watcher of this runs root. Raises WatcherHeld naming the holder."""
@@ -94,14 +94,14 @@ class Watcher:
                 self._dispatch()
             except OSError as error:
                 self._notes.add(f"the watcher cannot work: {error}")
-                next_poll = time.monotonic() + self._house.config.poll_interval_seconds
+                next_poll = time.monotonic() + self._services.config.poll_interval_seconds
             self._notes.tell()
             self._await_wake(min(next_poll, time.monotonic() + ALIVE_SECONDS / 2))
 
     def _pause(self) -> float:
         """Seconds until the next poll."""
-        interval = self._house.config.poll_interval_seconds
-        return 0 if self._hurried else interval / (4 if self._house.inbox.unsettled else 1)
+        interval = self._services.config.poll_interval_seconds
+        return 0 if self._hurried else interval / (4 if self._services.inbox.unsettled else 1)
 
     def stop(self) -> None:
         """Claim nothing more and let go of every job; their agents go on."""
@@ -123,7 +123,7 @@ class Watcher:
         self.wake()
         for job_id in ids:
             with contextlib.suppress(OSError):
-                self._house.runs.mark_abort(job_id, State.RUNNING, self._house.clock())
+                self._services.runs.mark_abort(job_id, State.RUNNING, self._services.clock())
         return ids
 
     def idle(self, timeout: float) -> bool:
@@ -148,24 +148,24 @@ class Watcher:
             self._lock.beat()
             if self._is_stopping():
                 return
-        scanned = self._house.inbox.scan()
+        scanned = self._services.inbox.scan()
         prompts = {p.job_id: p for p in sorted(scanned, key=lambda p: p.claimed) if p.job_id}
         for record in self._index.living():
             if record.state is not State.RUNNING or self._is_active(record.job_id):
                 continue
             prompt = prompts.get(record.job_id)
-            if process.trace(self._house.runs.folder(record.job_id)) is not Trace.NEVER:
+            if process.trace(self._services.runs.folder(record.job_id)) is not Trace.NEVER:
                 self._start(record, prompt.path if prompt else None)
             else:
                 path = (
                     prompt.path
                     if prompt
-                    else self._house.inbox.place(record.inbox_path, record.job_id)
+                    else self._services.inbox.place(record.inbox_path, record.job_id)
                 )
                 self._waiting[record.job_id] = _Waiting(record, path)
         self._meet_claimed(scanned)
         with contextlib.suppress(RuntimeError):  # no thread to spare: the next start clears up
-            clear = functools.partial(leftovers.clear, self._house, self._is_active)
+            clear = functools.partial(leftovers.clear, self._services, self._is_active)
             threading.Thread(target=clear, name="clear", daemon=True).start()
 
     def _meet_claimed(self, prompts: list[Prompt]) -> None:
@@ -181,7 +181,7 @@ class Watcher:
             hint = self._wakes.get(timeout=max(0.0, until - time.monotonic()))
             while True:
                 if isinstance(hint, Path):
-                    prompt = self._house.inbox.look_at(hint)
+                    prompt = self._services.inbox.look_at(hint)
                     if prompt and not prompt.claimed and self._is_ours(prompt):
                         self._try(self._meet, prompt)
                     elif prompt is None:  # deleted this quickly: its record must not stay behind
@@ -194,8 +194,8 @@ class Watcher:
         self._notes.clear()
         self._lock.keep()
         began = time.monotonic()
-        scanned = self._house.inbox.scan(thorough=bool(self._missing))  # moved, perhaps
-        for folder in self._house.inbox.closed()[:_MOST_CLOSED]:
+        scanned = self._services.inbox.scan(thorough=bool(self._missing))  # moved, perhaps
+        for folder in self._services.inbox.closed()[:_MOST_CLOSED]:
             self._notes.add(f"{folder} cannot be read: what is in it is not seen")
         self._meet_claimed(scanned)
         drops: list[Prompt] = []
@@ -213,11 +213,11 @@ class Watcher:
 
     def _take_settled(self, drops: list[Prompt], began: float) -> None:
         """Make jobs of them until the poll has lasted an interval; the next one goes on."""
-        interval = self._house.config.poll_interval_seconds
-        clock = (time.monotonic(), self._house.clock())
+        interval = self._services.config.poll_interval_seconds
+        clock = (time.monotonic(), self._services.clock())
         end = max(began + interval, clock[0] + interval / 2)
         self._hurried = taken = False
-        for prompt in self._house.inbox.settled(drops, *clock, _SETTLE_INTERVALS * interval):
+        for prompt in self._services.inbox.settled(drops, *clock, _SETTLE_INTERVALS * interval):
             taken = self._try(self._take, prompt) or taken
             if time.monotonic() >= end:
                 self._hurried = taken  # nothing to hurry for where none can be moved
@@ -258,9 +258,9 @@ class Watcher:
             return False
         known = self._waiting.get(job_id)
         if known:
-            return known.path == prompt.path or not self._house.inbox.holds(known.path)
+            return known.path == prompt.path or not self._services.inbox.holds(known.path)
         try:
-            record = self._house.runs.read(job_id)
+            record = self._services.runs.read(job_id)
         except (BadRecord, OSError):
             record = None
         if record is None:
@@ -286,7 +286,7 @@ class Watcher:
             if known.path != prompt.path:
                 self._waiting[job_id] = _Waiting(self._moved(known.record, prompt), prompt.path)
             return
-        folder = self._house.runs.folder(job_id)
+        folder = self._services.runs.folder(job_id)
         if prompt.claimed and not folder.exists():
             self._start(Record(job_id, repo=prompt.repo), prompt.path)
             return
@@ -294,7 +294,7 @@ class Watcher:
         record = self._record_of(prompt, started)
         if started:
             if record.state is State.CREATED:
-                now = job.stamp(self._house.clock())
+                now = job.stamp(self._services.clock())
                 record = job.advance(record, State.RUNNING, now)
             if not record.state.terminal:
                 self._start(record, prompt.path)
@@ -306,10 +306,10 @@ class Watcher:
     def _record_of(self, prompt: Prompt, started: bool) -> Record:
         job_id = prompt.job_id or ""
         try:
-            record = self._house.runs.read(job_id)
+            record = self._services.runs.read(job_id)
         except BadRecord as error:
-            self._house.journal.warn(f"{error.detail}; making it anew from {prompt.path}")
-            self._house.runs.record_path(job_id).unlink(missing_ok=True)
+            self._services.journal.warn(f"{error.detail}; making it anew from {prompt.path}")
+            self._services.runs.record_path(job_id).unlink(missing_ok=True)
             record = None
         return record or self._intake.rebuild(prompt, started=started)
 
@@ -322,15 +322,15 @@ class Watcher:
             **where,
             branch_name=prompt.branch,
             inbox_path=str(prompt.path),
-            updated_at=job.stamp(self._house.clock()),
+            updated_at=job.stamp(self._services.clock()),
         )
-        self._house.runs.write(moved)
+        self._services.runs.write(moved)
         return moved
 
     def _enqueue(self, record: Record, path: Path) -> None:
         if record.state.terminal:
-            self._house.inbox.archive(path, record.state)
-            self._house.journal.info(_ended_line(record))
+            self._services.inbox.archive(path, record.state)
+            self._services.journal.info(_ended_line(record))
         else:
             self._waiting[record.job_id] = _Waiting(record, path)
 
@@ -343,12 +343,12 @@ class Watcher:
             known = record.job_id in self._waiting or self._is_active(record.job_id)
             if record.state is State.CREATED and not known:
                 self._waiting[record.job_id] = _Waiting(
-                    record, self._house.inbox.place(record.inbox_path, record.job_id)
+                    record, self._services.inbox.place(record.inbox_path, record.job_id)
                 )
 
     def _miss(self, seen: set[Path]) -> None:
         """A queued file that two polls in a row did not find was withdrawn."""
-        holds = self._house.inbox.holds
+        holds = self._services.inbox.holds
         gone = {k for k, w in self._waiting.items() if w.path not in seen and not holds(w.path)}
         for job_id in gone & self._missing:
             self._try_job(self._withdraw, self._waiting[job_id])
@@ -359,26 +359,26 @@ class Watcher:
         self._end(waiting.record, "withdrawn", why)
 
     def _heed_abort(self, waiting: _Waiting) -> None:
-        mark = self._house.runs.abort_mark(waiting.record.job_id)
+        mark = self._services.runs.abort_mark(waiting.record.job_id)
         if mark is not None:
             record = waiting.record.with_(abort_requested_at=mark.asked_at)
             self._end(record, "abort_requested", None)
-            self._house.inbox.archive(waiting.path, State.ABORTED)
+            self._services.inbox.archive(waiting.path, State.ABORTED)
 
     def _end(self, record: Record, reason: str, error: str | None) -> None:
-        now = job.stamp(self._house.clock())
+        now = job.stamp(self._services.clock())
         ended = job.advance(record, State.ABORTED, now, reason=reason, error=error)
         with contextlib.suppress(FileNotFoundError):  # the run folder was deleted: so be it
-            self._house.runs.write(ended)
+            self._services.runs.write(ended)
         del self._waiting[record.job_id]
-        self._house.journal.info(_ended_line(ended))
+        self._services.journal.info(_ended_line(ended))
 
     def _dispatch(self) -> None:
         """Claim and start what may start: slots, room on the disk, one job in a plain folder."""
         if not self._waiting or self._is_full() or not self._has_room():
             return
         passed: set[str] = set()  # folders a job must wait for; none behind it may overtake
-        exclusive = functools.cache(self._house.repos.exclusive)  # thousands may wait for one
+        exclusive = functools.cache(self._services.repos.exclusive)  # thousands may wait for one
         for waiting in sorted(self._waiting.values(), key=lambda w: job.queue_order(w.record)):
             folder = exclusive(waiting.record.repo or "")
             if self._is_full():
@@ -391,19 +391,19 @@ class Watcher:
 
     def _is_full(self) -> bool:
         with self._changed:
-            return self._stopping or len(self._active) >= self._house.config.max_running
+            return self._stopping or len(self._active) >= self._services.config.max_running
 
     def _claim(self, waiting: _Waiting) -> None:
         record = waiting.record
-        path = self._house.inbox.claim(waiting.path)
+        path = self._services.inbox.claim(waiting.path)
         del self._waiting[record.job_id]
-        if not self._house.runs.record_path(record.job_id).exists():
-            self._house.runs.create(record)  # somebody deleted the run folder of a queued job
+        if not self._services.runs.record_path(record.job_id).exists():
+            self._services.runs.create(record)  # somebody deleted the run folder of a queued job
         self._start(record, path)
 
     def _start(self, record: Record, path: Path | None) -> None:
-        runner = Runner(self._house, record, path)
-        folder = self._house.repos.exclusive(record.repo or "")
+        runner = Runner(self._services, record, path)
+        folder = self._services.repos.exclusive(record.repo or "")
         name = f"job-{record.job_id[-8:]}"
         thread = threading.Thread(
             target=self._see_through, args=(record.job_id, runner), name=name, daemon=True
@@ -435,8 +435,8 @@ class Watcher:
             self._changed.notify_all()
 
     def _has_room(self) -> bool:
-        limit = self._house.config.min_free_bytes
-        for root in (self._house.runs.root, self._house.workspace.root):
+        limit = self._services.config.min_free_bytes
+        for root in (self._services.runs.root, self._services.workspace.root):
             if space.free_bytes(root) < limit:
                 self._notes.add(f"no job starts: {root} is below PV_MIN_FREE_BYTES={limit}")
                 return False

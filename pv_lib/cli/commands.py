@@ -1,0 +1,124 @@
+"""The table of commands, and the parser made from it. Nothing here runs one."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from pv_lib import stamp
+
+_SETTINGS = "pv_lib.settings.config"  # whose table --help shows
+_DRY_RUN = ("--dry-run", {"action": "store_true", "help": "say each step and take none"})
+
+
+class Command(NamedTuple):
+    """One row: the command, and the function that gets its arguments by name.
+
+    `arguments` are what argparse takes for each.
+    """
+
+    name: str
+    help: str
+    module: str
+    function: str
+    arguments: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+
+COMMANDS = (
+    Command(
+        "serve",
+        "answer HTTP and run the jobs",
+        "pv_lib.app",
+        "serve",
+        (
+            (
+                "--no-watcher",
+                {"action": "store_true", "help": "only answer HTTP; a `watch` runs the jobs"},
+            ),
+        ),
+    ),
+    Command("watch", "run the jobs, without HTTP", "pv_lib.app", "watch"),
+    Command(
+        "install",
+        "set this machine up to run it, as root",
+        "pv_lib.cli.setup",
+        "install",
+        (("--token", {"action": "store_true", "help": "make a token and ask for it"}), _DRY_RUN),
+    ),
+    Command(
+        "upgrade",
+        "replace the installed version, as root",
+        "pv_lib.cli.setup",
+        "upgrade",
+        (
+            (
+                "file",
+                {
+                    "nargs": "?",
+                    "metavar": "FILE",
+                    "type": Path,
+                    "help": "the new pv.pyz; else the one that runs",
+                },
+            ),
+            _DRY_RUN,
+        ),
+    ),
+    Command(
+        "uninstall",
+        "remove it and leave its data, as root",
+        "pv_lib.cli.setup",
+        "uninstall",
+        (_DRY_RUN,),
+    ),
+    Command(
+        "demo",
+        "show the main job in a temporary root",
+        "pv_lib.cli.demo",
+        "demo",
+        (("--keep", {"metavar": "DIR", "type": Path, "help": "leave everything in DIR"}),),
+    ),
+)
+
+
+class Fault(Exception):
+    """Wrong usage, as one sentence."""
+
+
+def parse(argv: Sequence[str] | None) -> tuple[Command, dict[str, Any]]:
+    """The command that is called and its arguments by name. Raises Fault; --help ends here."""
+    given = vars(_parser().parse_args(argv))
+    return given.pop("command"), given
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it, for whoever turns errors into text."""
+        raise Fault(f"{message} (see {self.prog} --help)")
+
+
+class _TopParser(_Parser):
+    """Adds the table of settings to its help, which no other call needs."""
+
+    def format_help(self) -> str:
+        """As argparse has it, and the settings."""
+        settings = importlib.import_module(_SETTINGS).describe()
+        return f"{super().format_help()}\nsettings, from the environment:\n{settings}\n"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _TopParser(
+        prog="pv", description="Prompt Valet: the box in the corner that does your coding jobs."
+    )
+    parser.add_argument("--version", action="version", version=f"Prompt Valet {stamp.FULL}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    for row in COMMANDS:
+        command = commands.add_parser(row.name, help=row.help)
+        for name, how in row.arguments:
+            command.add_argument(name, **how)
+        command.set_defaults(command=row)
+    return parser
