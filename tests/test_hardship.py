@@ -227,7 +227,7 @@ def test_no_further_process_or_thread_and_back(unprivileged_valet: Valet) -> Non
 
 def test_a_spawn_without_a_process_to_spare_can_be_tried_again(tmp_path: Path) -> None:
     code = (
-        "import os, resource, sys; from pathlib import Path; from pv_lib import process\n"
+        "import os, resource, sys; from pathlib import Path; from pv_lib.agent import process\n"
         "run = Path(sys.argv[1])\n"
         f"os.geteuid() or os.setuid({NOBODY})\n"
         "hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]\n"
