@@ -291,8 +291,8 @@ def logs(figures: Figures, scale: Scale) -> None:
 
 
 def start(figures: Figures, scale: Scale) -> None:
-    """From the start of the process to the first answer, against a Python that does nothing."""
-    bare, ours = [], []
+    """`--version`, and the server up to its first answer, against a Python that does nothing."""
+    bare, short, ours = [], [], []
     with serving("") as valet:
         valet.stop()
         environ = {**valet.environ, "PV_BIND_PORT": str(valet.port)}
@@ -301,13 +301,20 @@ def start(figures: Figures, scale: Scale) -> None:
             subprocess.run([sys.executable, "-I", "-S", "-c", "pass"], check=True)
             bare.append(time.monotonic() - began)
             began = time.monotonic()
+            argv = [*program(), "--version"]
+            subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+            short.append(time.monotonic() - began)
+            began = time.monotonic()
             with open(os.devnull, "wb") as nowhere:
                 process = subprocess.Popen([*program(), "serve"], env=environ, stderr=nowhere)
             until(lambda: _answers(valet.port), "the first answer")
             ours.append(time.monotonic() - began)
             process.terminate()
             process.wait()
-    ratio = statistics.median(ours) / statistics.median(bare)
+    python = statistics.median(bare)
+    note = f"{1000 * statistics.median(short):.0f} ms"
+    figures.say("pv --version", statistics.median(short) / python, "x python", "< 2.5", note)
+    ratio = statistics.median(ours) / python
     note = f"{1000 * statistics.median(ours):.0f} ms"
     figures.say("start to the first healthz", ratio, "x python", "< 8", note)
 
