@@ -122,7 +122,9 @@ def test_folders_nested_deeper_than_a_recursion_goes(valet: Valet) -> None:
 @pytest.mark.parametrize("name", [".gitattributes", ".gitignore", "plain"])
 def test_a_pipe_holds_nobody_up(valet: Valet, name: str) -> None:
     record = end(valet, f"fake: sh mkfifo {name}; echo x > y")
-    assert valet.show(record, "y") == "x\n" and "is no file" in record["result"]["notes"][0]
+    assert (
+        valet.show(record, "y") == "x\n" and "is not a regular file" in record["result"]["notes"][0]
+    )
 
 
 @pytest.mark.parametrize("said", ["a\\u0000b", "\\ud800", "字" * 50_000])

@@ -1,9 +1,9 @@
-"""Runs git, and the programs that run git: closed to whatever a repository would have it run.
+"""Runs git, and the programs that run git, without the commands that a repository configures.
 
-Every call is an argument vector with its own group, deadline and marker, polls `tick` so that an
-abort or the end of the server stops it, and says in one line what went wrong, without the
-credentials of a URL. Hooks, monitors, filters, and the commands that a repository's own
-configuration names are off; those of the operator's own configuration for the network (ssh,
+Every call is an argument vector with its own process group, deadline and marker. It polls `tick`,
+so that an abort or the end of the server stops it, and reports a failure in one line without the
+credentials of a URL. Hooks, monitors, filters, and the commands named in a repository's own
+configuration are disabled; those of the operator's configuration for the network (ssh,
 credentials) are kept. Knows nothing of jobs, branches or work trees.
 """
 
@@ -27,9 +27,10 @@ from typing import IO
 from pv_lib.errors import ValetError
 
 LOCAL_SECONDS = 1800.0  # a checkout of many gigabytes on a slow disk
+NETWORK_SECONDS = 600.0  # a fetch or a push
 _TICK = 0.1
 _GRACE = 1.0  # seconds git gets to remove its lock files
-_OUTPUT = 64 << 20  # bytes of an answer that are read; far more than any question here has
+_OUTPUT = 64 << 20  # bytes of output that are read; far more than any call here prints
 _OFF = (
     ("core.fsmonitor", "false"),
     ("core.hooksPath", "/dev/null"),
@@ -44,26 +45,26 @@ _OFF = (
     ("push.recurseSubmodules", "no"),
     ("push.followTags", "false"),
     ("core.safecrlf", "false"),
-    ("core.sparseCheckout", "false"),  # or what lies outside of it would not be committed
+    ("core.sparseCheckout", "false"),  # files outside of it would not be committed
 )
-# What of a repository's own configuration names a command, and the value that makes it harmless.
+# Keys of a repository's own configuration that name a command, and the value that disables each.
 _COMMANDS = (
     (re.compile(r"core\.(sshcommand|askpass|alternaterefscommand)|credential\..*helper"), ""),
     (re.compile(r"core\.gitproxy"), "none"),
     (re.compile(r"diff\.external|diff\..*\.(command|textconv)|remote\..*\.vcs|gpg\..*program"), ""),
 )
-# Of these git takes the first value, so they cannot be overridden; `fetch` and `push` name theirs.
+# git takes the first value of these, so they cannot be overridden; `fetch` and `push` pass theirs.
 _PACK = re.compile(r"remote\..*\.(uploadpack|receivepack)")
 _LAZY = re.compile(r"remote\..*\.promisor|extensions\.partialclone")
 _FILTER = re.compile(r"(filter\..*)\.(?:clean|smudge|process|required)", re.DOTALL)
-# Variables that would point git at another repository than the one it is asked about.
+# Variables that would point git at another repository than that of the call.
 _LOCAL = frozenset(
     {
         *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE"),
         *("GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_EXTERNAL_DIFF"),
     }
 )
-# What git, ssh, credential helpers and forge programs need; nothing else of ours reaches them.
+# What git, ssh, credential helpers and forge programs need; no other variable reaches them.
 _PASSED_ON = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|TERM|TMPDIR|TZ|LANG|LC_\w+|XDG_\w+|DBUS_SESSION_BUS_ADDRESS|"
     r"(?:GIT|SSH|GH|GITHUB|GITLAB|GITEA|KRB5)\w*|SSL_CERT_(?:FILE|DIR)|CURL_CA_BUNDLE|PV_JOB_ID|"
@@ -74,16 +75,16 @@ _CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s]*@", re.IGNORECASE)
 
 
 class GitFailed(ValetError):
-    """git, or a program beside it, did not do what it was asked to; `detail` is its own reason."""
+    """git, or a program that runs git, failed; `detail` is the reason it gave."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a call ended."""
+    """The result of a call that ended."""
 
     status: int
     output: bytes
-    complaint: str  # what it said on stderr, without credentials
+    complaint: str  # its stderr, without credentials
 
     @property
     def text(self) -> str:
@@ -92,7 +93,7 @@ class Done:
 
 
 class Git:
-    """git for one purpose: an environment, a marker, and `tick`, which may raise to end a call."""
+    """git with one environment, and with `tick`, which is polled and may raise to end a call."""
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class Git:
         }
         self.tick = tick
         self._overrides = tuple(overrides)
-        self.settings: dict[str, str] = {}  # of the repository it was closed to
+        self.settings: dict[str, str] = {}  # of the repository it is hardened against
         self.environ = {
             **self._plain,
             **_as_variables(overrides, self._plain.get("GIT_CONFIG_COUNT", "0")),
@@ -118,19 +119,20 @@ class Git:
         if not {"GIT_SSH_COMMAND", "GIT_SSH"} & self.environ.keys():
             self.environ["GIT_SSH_COMMAND"] = "ssh -oBatchMode=yes"
 
-    def closed_to(self, repository: Path, env: Mapping[str, str] = _NOTHING) -> Git:
-        """The same, with every command off that the configuration of `repository` names.
+    def hardened(self, repository: Path, env: Mapping[str, str] = _NOTHING) -> Git:
+        """A copy with every command disabled that the configuration of `repository` names.
 
-        What an earlier call has switched off stays off: a configuration can have parts that hold
-        in one work tree (`env` points at it) and not in another; `is_conditional` says so.
+        What an earlier call has disabled stays disabled: parts of a configuration can apply in one
+        work tree (`env` points at it) and not in another; see `has_conditional_includes`.
+        Raises GitFailed.
         """
         done = self.run("config", "--list", "--show-scope", "-z", cwd=repository, env=env)
         if done.status:
             raise GitFailed(reason(done))
         found = list(_configured(done.output.decode("utf-8", "surrogateescape")))
-        repositorys = ("local", "worktree")
-        operators = [(key, value) for scope, key, value in found if scope not in repositorys]
-        wanted = dict.fromkeys(key for scope, key, _ in found if scope in repositorys)
+        own = ("local", "worktree")
+        operators = [(key, value) for scope, key, value in found if scope not in own]
+        wanted = dict.fromkeys(key for scope, key, _ in found if scope in own)
         if any(map(_PACK.fullmatch, wanted)) and any(map(_LAZY.fullmatch, wanted)):
             raise GitFailed(
                 "it is a partial clone whose configuration names a program for uploadpack or "
@@ -149,19 +151,19 @@ class Git:
         ssh = [value for key, value in operators if key == "core.sshcommand"]
         if ssh:
             environ.setdefault("GIT_SSH_COMMAND", ssh[-1])
-        closed = Git(environ, self.tick, overrides)
-        closed.settings = dict(self.settings)
+        hardened = Git(environ, self.tick, overrides)
+        hardened.settings = dict(self.settings)
         for _, key, value in found:
-            closed.settings.setdefault(key, value)  # of several addresses the first
-        return closed
+            hardened.settings.setdefault(key, value)  # of several addresses the first
+        return hardened
 
     @property
-    def is_conditional(self) -> bool:
-        """Whether the repository it was closed to has another configuration elsewhere."""
+    def has_conditional_includes(self) -> bool:
+        """Whether the repository's configuration can differ between its work trees."""
         return any(key.startswith("includeif.") for key in self.settings)
 
     def ask(self, *argv: str, cwd: Path, env: Mapping[str, str] = _NOTHING) -> str:
-        """The output of a git call as text; `env` is further environment. Raises GitFailed."""
+        """The output of a git call as text; `env` adds variables. Raises GitFailed."""
         done = self.run(*argv, cwd=cwd, env=env)
         if done.status:
             raise GitFailed(reason(done))
@@ -176,10 +178,10 @@ class Git:
         into: IO[bytes] | None = None,
         env: Mapping[str, str] = _NOTHING,
     ) -> Done:
-        """One git call, `argv` without `git`; its output is in `into` or in the answer.
+        """One git call, `argv` without `git`; its output goes to `into`, or is in the result.
 
         Raises GitFailed when it takes longer than `seconds` or is not installed, OSError where
-        the system cannot start it now, and whatever `tick` raises; it is ended then.
+        the system cannot start it now, and whatever `tick` raises. The process is killed then.
         """
         return self.call(["git", *argv], cwd, seconds=seconds, feed=feed, into=into, env=env)
 
@@ -193,7 +195,7 @@ class Git:
         into: IO[bytes] | None = None,
         env: Mapping[str, str] = _NOTHING,
     ) -> Done:
-        """As `run`, for another program that calls git."""
+        """As `run`, for another program: `argv` begins with its name."""
         with contextlib.ExitStack() as stack:
             given, said, noise = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
             given.write(feed)
@@ -223,7 +225,7 @@ class Git:
         deadline = time.monotonic() + seconds
         handle = -1
         try:
-            handle = os.pidfd_open(child.pid)  # tells the end at once, where wait() would poll
+            handle = os.pidfd_open(child.pid)  # ready at its end; wait() would poll
             poll = select.poll()  # select() takes no descriptor above 1023
             poll.register(handle, select.POLLIN)
             while not poll.poll(_TICK * 1000):
@@ -240,12 +242,12 @@ class Git:
 
 @functools.lru_cache(maxsize=16)
 def _program(name: str, path: str | None) -> str:
-    """Where it is, so that each call need not search a long PATH again."""
+    """The program's path, cached so that a call need not search a long PATH again."""
     return shutil.which(name, path=path) or name
 
 
 def reason(done: Done) -> str:
-    """Why a call failed: the most telling line of what it said."""
+    """Why a call failed: the first line of its stderr marked as an error, else the first line."""
     lines = [line.strip() for line in done.complaint.splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("fatal:", "error:", "ERROR:"))]
     return (telling or lines or [f"exit status {done.status}"])[0][:1000]
@@ -267,7 +269,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _as_variables(overrides: Sequence[tuple[str, str]], before: str) -> dict[str, str]:
-    """Settings as the variables that programs below git take over as well (git-config(1))."""
+    """Settings as variables, which programs started by git inherit too (git-config(1))."""
     first = int(before) if before.isdigit() else 0
     variables = {"GIT_CONFIG_COUNT": str(first + len(overrides))}
     for number, (key, value) in enumerate(overrides, first):

@@ -1,8 +1,8 @@
-"""What becomes of a job's work: the commit, the diff, the push, the pull request.
+"""Delivery of a job's work: the commit, the diff, the push, the pull request.
 
-Called by the job's own thread when its agent is over, and again after a crash: every step finds
-what an earlier try has done. Whatever fails here never costs the work: it is on the branch, or
-its work tree is kept, and the result says so. Knows nothing of agents or of the queue.
+Called by the job's own thread when its agent has ended, and again after a crash: every step finds
+what an earlier attempt has done. A failure here never loses the work: it is on the branch, or its
+work tree is kept, and the result says which. Knows nothing of agents or of the queue.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pv_lib.git.command import Done, Git, GitFailed, reason, scrub
-from pv_lib.git.worktree import NETWORK_SECONDS, Change, Workspace, WorkTree
+from pv_lib.git.command import NETWORK_SECONDS, Done, Git, GitFailed, reason, scrub
+from pv_lib.git.worktree import Change, Workspace, WorkTree
 from pv_lib.jobs.job import Record
 from pv_lib.settings.config import Config
 from pv_lib.system import files, space
 
-_PAUSES = (0.5, 2.5)  # seconds between the tries of what needs the network
+_PAUSES = (0.5, 2.5)  # seconds between attempts that use the network
 _TITLE_CHARS = 72
-_BODY_BYTES = 60_000  # a forge takes 65,536 characters, a program's argument 128 KiB
-_THERE = "already exists"  # what gh says of a pull request that an earlier try has made
+_BODY_BYTES = 60_000  # a forge accepts 65,536 characters, a program's argument 128 KiB
+_THERE = "already exists"  # in the message of gh when an earlier attempt has opened it
 _ADDRESS = re.compile(r"https?://[!-~]{1,2000}")
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
 class Work:
-    """One job's work, to be brought home: where it lies and what is said about it.
+    """One job's work to deliver: where it is, and the texts of its commit.
 
-    `partial` is whether the agent did not complete its turn; `run` the job's run folder.
+    `partial` is whether the agent ended before its turn was complete; `run` is the run folder.
     """
 
     record: Record
@@ -51,9 +51,9 @@ def bring_home(
     git: Git,
     tell: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """From what the agent left to the record's `result`.
+    """Commit, diff and publish what the agent left; the record's `result`.
 
-    `tell` is given the result as it stands, before whatever needs the network. Raises what
+    `tell` is called with the result so far, before anything uses the network. Raises what
     `git.tick` raises, and OSError where the disk is full; call it again then.
     """
     tree, known = work.tree, work.record.result or {}
@@ -61,7 +61,7 @@ def bring_home(
         why = "no git repository: the agent worked in the folder itself, nothing was committed"
         return {"branch": None, "commit": None, "notes": [why]}
     try:
-        git = workspace.closed_to(tree, git)
+        git = workspace.hardened(tree, git)
         branch, message = work.record.branch or "", _commit_message(work)
         change = workspace.harvest(tree, branch, message, _ended(work), git)
         _write_diff(work, change, workspace, git)
@@ -93,7 +93,7 @@ def bring_home(
 
 
 def kept(work: Work, why: str) -> dict[str, Any]:
-    """The result of work that stays where it is, because of `why`."""
+    """The result of work that could not be committed, because of `why`, and stays in its tree."""
     path = work.tree.path
     said = f"the work could not be committed ({why}); it is kept in {path}"
     known = {**(work.record.result or {}), "branch": None, "commit": None}
@@ -101,7 +101,7 @@ def kept(work: Work, why: str) -> dict[str, Any]:
 
 
 def title_of(prompt: str) -> str:
-    """A prompt's first line that says something, as a commit's subject."""
+    """The subject of the commit: the prompt's first line with text in it."""
     lines = (_NOT_TEXT.sub(" ", line).strip().lstrip("#").strip() for line in prompt.splitlines())
     title = " ".join(next((line for line in lines if line.strip("-=*_ ")), "").split())
     return title if len(title) <= _TITLE_CHARS else title[: _TITLE_CHARS - 1].rstrip() + "…"
@@ -116,7 +116,7 @@ def _commit_message(work: Work) -> str:
 
 
 def _ended(work: Work) -> float:
-    """When the agent wrote its last word, which no restart changes."""
+    """When the agent last wrote output (Unix time): the same after every restart."""
     with contextlib.suppress(OSError):
         return (work.run / "codex.jsonl").stat().st_mtime
     return time.time()
@@ -151,7 +151,7 @@ def _result(
 
 
 def _publish(work: Work, config: Config, git: Git) -> dict[str, Any]:
-    """Push the branch and, where that is wanted, ask for a pull request."""
+    """Push the branch and, where PV_PUBLISH is `pr`, open a pull request. Raises GitFailed."""
     branch, repository = work.tree.branch or "", work.tree.repository
     url = git.settings.get("remote.origin.pushurl") or git.settings.get("remote.origin.url")
     if not url:
@@ -176,7 +176,7 @@ def _publish(work: Work, config: Config, git: Git) -> dict[str, Any]:
 
 
 def _request(argv: Sequence[str], repository: Path, git: Git) -> dict[str, Any]:
-    """The pull request's address, or why there is none. One that is there already is the one."""
+    """The pull request's address, or why there is none; one that already exists counts."""
     try:
         done = _try(argv, repository, git)
     except GitFailed as error:
@@ -190,7 +190,7 @@ def _request(argv: Sequence[str], repository: Path, git: Git) -> dict[str, Any]:
 
 
 def _try(argv: Sequence[str], cwd: Path, git: Git) -> Done:
-    """Call what needs the network, and again where it failed; the last answer."""
+    """Call a program that uses the network, again where it failed; the last result."""
     done = git.call(argv, cwd, seconds=NETWORK_SECONDS)
     for pause in _PAUSES:
         if done.status == 0 or _THERE in done.complaint:

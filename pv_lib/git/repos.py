@@ -1,7 +1,7 @@
 """Repositories: which exist, with which branches. Changes nothing in them.
 
-Answers come from git's own files where they are plain, so that a submission costs no process;
-git itself is asked where they are not. Knows nothing of prompts, records, agents or work trees.
+Branches are read from git's own files where these are plain text, so that a submission starts no
+process, else by running git. Knows nothing of prompts, records, agents or work trees.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pv_lib.jobs.job import BRANCH, OWNER, REPO
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REFS = ("heads", "remotes/origin")
-PLAIN_BRANCH = "main"  # the one branch that a folder without git is taken to have
+PLAIN_BRANCH = "main"  # the one branch that a folder without git counts as having
 
 
 class Repos:
     """The operator's clones under the repos root, as `<owner>/<name>`.
 
-    `clone_url` is PV_GIT_CLONE_URL: with it, repositories that are missing are welcome too.
+    `clone_url` is PV_GIT_CLONE_URL: with it, missing repositories are accepted too.
     """
 
     def __init__(self, root: Path, git: Git, clone_url: str | None = None) -> None:
@@ -33,7 +33,7 @@ class Repos:
         self._clone_url = clone_url
 
     def names(self) -> Iterator[str]:
-        """Every owner/name that is there, sorted."""
+        """Every owner/name under the root, sorted."""
         for owner in _folders(self.root):
             repos = (f"{owner}/{name}" for name in _folders(self.root / owner))
             yield from (repo for repo in repos if REPO.fullmatch(repo))
@@ -45,10 +45,10 @@ class Repos:
                 yield repo, branch
 
     def full_name(self, repo: str) -> str:
-        """`owner/name` for what a person wrote; a bare `name` serves where one owner has it.
+        """`owner/name` for what a person wrote; a bare `name` will do where one owner has it.
 
-        Raises Invalid for a name that cannot be or that several owners have, NotFound for one
-        that nobody has.
+        Raises Invalid for a malformed name or one that several owners have, NotFound for one
+        that no owner has.
         """
         if OWNER.fullmatch(repo):
             owners = [owner for owner in _folders(self.root) if (self.root / owner / repo).is_dir()]
@@ -69,14 +69,14 @@ class Repos:
         return not (self.root / repo).exists()
 
     def clone_url(self, repo: str) -> str:
-        """Where `repo`, an owner/name that `full_name` has let through, is cloned from."""
+        """The address to clone `repo` from, an owner/name that `full_name` has accepted."""
         owner, _, name = repo.partition("/")
         return (self._clone_url or "").replace("{owner}", owner).replace("{repo}", name)
 
     def check_branch(self, repo: str, branch: str) -> None:
-        """See that `repo`, an owner/name, has `branch`: else Invalid or NotFound.
+        """Check that `repo`, an owner/name, has `branch`. Raises Invalid or NotFound.
 
-        Of a repository that has yet to be cloned any branch is taken.
+        For a repository that has yet to be cloned any branch is accepted.
         """
         if not BRANCH.fullmatch(branch):
             raise Invalid.of([("branch", "is not a branch name that git would take")])
@@ -88,17 +88,17 @@ class Repos:
         raise NotFound(why, [("branch", why)])
 
     def exclusive(self, repo: str) -> str | None:
-        """What two jobs must not use at once: a folder without git, by its real path."""
+        """The real path of a folder without git, which two jobs must not share; else None."""
         path = self.root / repo
         try:
             return None if is_git(path) or not path.exists() else os.path.realpath(path)
-        except (OSError, ValueError):  # a record by other hands may name anything
+        except (OSError, ValueError):  # a record written by another program may name anything
             return repo
 
     def head(self, repo: str, ref: str) -> str | None:
-        """The commit that the full name `ref` stands at in `repo`; None where it is not there.
+        """The commit that the full name `ref` points to in `repo`; None where it does not exist.
 
-        Raises GitFailed or OSError where it cannot be known.
+        Raises GitFailed or OSError where it cannot be read.
         """
         path = self.root / repo
         common = git_folders(path)[1]
@@ -111,10 +111,10 @@ class Repos:
             text = _packed_commit(common / "packed-refs", ref)
         if not text or _COMMIT.fullmatch(text):
             return text or None
-        return self._git.ask("rev-parse", "--verify", ref, cwd=path)  # a name for another name
+        return self._git.ask("rev-parse", "--verify", ref, cwd=path)  # a symbolic ref
 
     def _branches(self, path: Path) -> set[str]:
-        """The local branches, those of origin, and the one an empty repository is on."""
+        """The local branches, those of origin, and the unborn branch of an empty repository."""
         if not path.is_dir():
             return set()
         if not is_git(path):
@@ -128,11 +128,11 @@ class Repos:
         return {name for name in names if BRANCH.fullmatch(name)}
 
     def _refs_by_git(self, path: Path) -> set[str]:
-        """For the one format of refs that is not plain files."""
+        """The branches of a repository whose refs are in the reftable format."""
         refs = ("refs/heads", "refs/remotes/origin")
         try:
             text = self._git.ask("for-each-ref", "--format=%(refname)", *refs, cwd=path)
-        except GitFailed:  # git hangs on it or is not there: no branch can be used
+        except GitFailed:  # git hangs on it or is not installed: no branch can be used
             return set()
         return {name for name in map(_branch_of, text.splitlines()) if name}
 
@@ -151,7 +151,7 @@ def is_git(path: Path) -> bool:
 
 
 def git_folders(path: Path) -> tuple[Path, Path]:
-    """Where HEAD lies and where the refs lie: two places in a linked work tree."""
+    """The folders that hold HEAD and the refs; they differ in a linked work tree."""
     own = path if _is_bare(path) else path / ".git"
     try:
         if own.is_file():
