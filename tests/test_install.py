@@ -19,7 +19,7 @@ from needs import need
 
 from pv_lib.errors import ValetError
 from pv_lib.install import machine
-from pv_lib.install.machine import Archive
+from pv_lib.install.archive import Archive
 from pv_lib.system.notify import ALIVE_SECONDS
 
 GUIDE = (TREE / "ops/guide.md").read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pv_lib.install import install as steps
 from pv_lib.install import upgrade as replacement
-from pv_lib.install.machine import Archive
+from pv_lib.install.archive import Archive
 
 
 def install(*, token: bool, dry_run: bool) -> int:

@@ -1,13 +1,13 @@
-"""`install` and `uninstall`: each step looks first, so that it can be repeated at any time.
+"""`install` and `uninstall`: each step checks first, so both can be repeated at any time.
 
-    after this step   the power goes     the next `install`
-    user, folders     nothing uses them  goes on
-    file              nothing uses it    goes on
-    link              nothing starts it  goes on
-    settings, token   nothing reads them goes on, and leaves them as they are
-    units             not enabled        says what to do next
+    power cut after   state left          the next `install`
+    user, folders     nothing uses them   continues
+    archive           nothing uses it     continues
+    link              nothing starts it   continues
+    settings, token   nothing reads them  continues, and leaves them as they are
+    units             not enabled         prints what to do next
 
-What is installed stands in `appliance`; replacing a version is `upgrade`'s.
+Replacing a version is done by `upgrade`; what an installed machine consists of is in `machine`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,10 @@ from pathlib import Path
 from typing import TextIO
 
 from pv_lib.errors import ValetError
-from pv_lib.install import machine
-from pv_lib.install.machine import (
-    API,
-    ENV,
-    FOLDER,
-    LINK,
-    PYTHON,
-    UNIT_FOLDER,
-    UNITS,
-    Archive,
-    Steps,
-)
+from pv_lib.install import machine, systemd
+from pv_lib.install.archive import Archive, installed_archives, point_link, put_archive
+from pv_lib.install.machine import API, ENV, FOLDER, LINK, PYTHON, UNIT_FOLDER, UNITS
+from pv_lib.install.steps import Steps, alone, need_root, run
 from pv_lib.settings import config as settings
 from pv_lib.settings.config import Config
 from pv_lib.system import files
@@ -57,7 +49,7 @@ def install(archive: Archive, *, dry_run: bool, with_token: bool, out: TextIO) -
     """Make this machine ready for `systemctl start`. Raises ValetError, ConfigFault."""
     steps = Steps(out, dry_run=dry_run)
     if not dry_run:
-        machine.need_root("install")
+        need_root("install")
         if not _BOOTED.is_dir():
             raise ValetError(
                 "systemd does not run this machine: start `python3 pv.pyz serve` by hand"
@@ -66,7 +58,7 @@ def install(archive: Archive, *, dry_run: bool, with_token: bool, out: TextIO) -
     for program, remedy in _NEEDED.items():
         if not shutil.which(program):
             raise ValetError(f"{program} is not on this machine: {remedy}, then install again")
-    with machine.alone(steps):
+    with alone(steps):
         _install(steps, archive, with_token)
 
 
@@ -75,46 +67,46 @@ def _install(steps: Steps, archive: Archive, with_token: bool) -> None:
     config = machine.load()
     home = machine.home()
     _make_user(steps, config, home)
-    for folder in dict.fromkeys((home, config.root)):  # the one may lie in the other
+    for folder in dict.fromkeys((home, config.root)):  # they may be the same folder
         _make_folder(steps, folder, 0o700, config.api_user)
     _make_folder(steps, FOLDER, 0o755)
     place = archive.place
-    machine.put_archive(steps, archive, place)
+    put_archive(steps, archive, place)
     at_link = LINK.is_symlink() and os.readlink(LINK) == place.name
-    steps.take(f"point {LINK} to it", not at_link, lambda: machine.point_link(place))
+    steps.take(f"point {LINK} to it", not at_link, lambda: point_link(place))
     _make_folder(steps, ENV.parent, 0o755)
     _put_settings(steps, archive, config, with_token)
     texts = {name: archive.unit(name) for name in UNITS}
-    machine.put_units(steps, texts, machine.known())
+    systemd.put_units(steps, texts, installed_archives())
     if with_token and not steps.dry_run and machine.load().api_token is None:
         steps.say(f"NOTE: the token is not asked for yet: set PV_API_TOKEN_FILE={_TOKEN} in {ENV}")
     _end(steps, config, home)
 
 
 def uninstall(*, dry_run: bool, out: TextIO) -> None:
-    """Take the program off this machine, and leave what it knows. Raises ValetError."""
+    """Remove the program from this machine, and leave its data. Raises ValetError."""
     steps = Steps(out, dry_run=dry_run)
     if not dry_run:
-        machine.need_root("uninstall")
-    with machine.alone(steps):
+        need_root("uninstall")
+    with alone(steps):
         _uninstall(steps)
 
 
 def _uninstall(steps: Steps) -> None:
     no_token = {k: v for k, v in machine.read_env().items() if not k.startswith("PV_API_TOKEN")}
-    config, _ = settings.read(no_token)  # what is wrong in them must not keep it here
+    config, _ = settings.read(no_token)  # a fault in them must not prevent the removal
     for unit in UNITS:
-        active = machine.is_up(unit)
-        steps.take(f"stop {unit}", active, lambda: machine.run("systemctl", "stop", unit))  # noqa: B023
-        enabled = machine.unit_is("is-enabled", unit)
-        steps.take(f"disable {unit}", enabled, lambda: machine.run("systemctl", "disable", unit))  # noqa: B023
+        active = systemd.is_up(unit)
+        steps.take(f"stop {unit}", active, lambda: run("systemctl", "stop", unit))  # noqa: B023
+        enabled = systemd.unit_is("is-enabled", unit)
+        steps.take(f"disable {unit}", enabled, lambda: run("systemctl", "disable", unit))  # noqa: B023
     for unit in UNITS:
         path = UNIT_FOLDER / unit
         steps.take(f"remove {path}", path.exists(), lambda: path.unlink())  # noqa: B023
     steps.take(
         "have systemd read its units",
         steps.changes > 0,
-        lambda: machine.run("systemctl", "daemon-reload"),
+        lambda: run("systemctl", "daemon-reload"),
     )
     for path in [LINK, *sorted(FOLDER.glob("pv-*.pyz"))]:
         steps.take(f"remove {path}", os.path.lexists(path), lambda: path.unlink())  # noqa: B023
@@ -149,11 +141,11 @@ def _make_user(steps: Steps, config: Config, home: Path) -> None:
     group = ["--gid", user] if _exists(grp.getgrnam, user) else ["--user-group"]
     argv = ["useradd", "--system", *group, "--home-dir", str(home)]
     argv += ["--shell", "/usr/sbin/nologin", user]
-    steps.take(f"create the user {user}", not known, lambda: machine.run(*argv))
+    steps.take(f"create the user {user}", not known, lambda: run(*argv))
 
 
 def _exists(look: Callable[[str], object], name: str) -> bool:
-    """Whether `look`, of the users or of the groups, knows the name."""
+    """Whether `look`, a lookup of users or of groups, finds the name."""
     try:
         look(name)
     except KeyError:
@@ -163,7 +155,7 @@ def _exists(look: Callable[[str], object], name: str) -> bool:
 
 def _make_folder(steps: Steps, folder: Path, mode: int, user: str = "root") -> None:
     def make() -> None:
-        if not _is_roots(folder):  # whoever has a folder above could lead root astray
+        if not _is_roots(folder):  # the owner of a folder above could redirect root
             with machine.as_user(user):
                 folder.mkdir(parents=True, mode=mode)
             return
@@ -189,7 +181,7 @@ def _make_folder(steps: Steps, folder: Path, mode: int, user: str = "root") -> N
 
 
 def _is_roots(folder: Path) -> bool:
-    """Whether nobody but root can change which folder stands at this path."""
+    """Whether only root can change which folder this path leads to."""
     above = {*folder.parents, folder.parent.resolve(), *folder.parent.resolve().parents}
     for path in above:
         with contextlib.suppress(FileNotFoundError):
@@ -201,7 +193,7 @@ def _is_roots(folder: Path) -> bool:
 
 
 def _put_settings(steps: Steps, archive: Archive, config: Config, with_token: bool) -> None:
-    """The settings are the operator's once they are there; a token is made only once."""
+    """Write the settings and the token where they are missing; existing ones are left."""
     text = archive.shipped("ops/env/pv.env.example")
     if with_token:
         text = text.replace(b"#PV_API_TOKEN_FILE=\n", f"PV_API_TOKEN_FILE={_TOKEN}\n".encode())
@@ -222,10 +214,10 @@ def _make_token(user: str) -> None:
 
 
 def _end(steps: Steps, config: Config, home: Path) -> None:
-    """What needs a person, and the next three commands."""
+    """Print what needs a person, and the next three commands."""
     if not steps.changes:
         steps.say("Nothing was changed: it was installed already.")
-    if not machine.unit_is("is-active", API) and _is_taken(config):
+    if not systemd.unit_is("is-active", API) and _is_taken(config):
         steps.say(
             f"NOTE: port {config.bind_port} of {config.bind_host} is taken by another program: "
             f"stop that, or set another PV_BIND_PORT in {ENV}, before the start."
@@ -237,7 +229,7 @@ def _end(steps: Steps, config: Config, home: Path) -> None:
         )
     if steps.dry_run:
         steps.say("This was a dry run: nothing was changed.")
-    if machine.unit_is("is-active", API):
+    if systemd.unit_is("is-active", API):
         return
     user = config.api_user
     steps.say("Next:")

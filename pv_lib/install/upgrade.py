@@ -1,13 +1,13 @@
-"""`upgrade`: another version beside the present one, link moved, service restarted, checked.
+"""`upgrade`: install another version beside the present one, switch the link, restart, check.
 
-    the power goes           what the next start sees
-    before the link moved    the old version; a file more, which nothing uses
-    behind it                the new version, whole and unchecked; `upgrade` again finishes, the old
-                             file's own `upgrade` goes back
+    power cut                what the next start runs
+    before the link moves    the old version; the new file is there, unused
+    after it                 the new version, complete but unchecked; a second `upgrade` finishes,
+                             the `upgrade` of the old file goes back
 
-Running jobs know nothing of it: their agents have no part of the file open, and the new server
-adopts them. What fails is rolled back: link, units, restart. What is installed stands in
-`appliance`.
+Running jobs are not affected: their agents have no part of the file open, and the new server
+adopts them. A failure is rolled back: link, units, restart. What an installed machine consists of
+is in `machine`.
 """
 
 from __future__ import annotations
@@ -21,58 +21,50 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from pv_lib.errors import ValetError
-from pv_lib.install import machine
-from pv_lib.install.machine import (
-    API,
-    ENV,
-    FOLDER,
-    LINK,
-    PYTHON,
-    UNIT_FOLDER,
-    UNITS,
-    Archive,
-    Steps,
-)
+from pv_lib.install import machine, systemd
+from pv_lib.install.archive import Archive, installed_archives, point_link, put_archive
+from pv_lib.install.machine import API, ENV, FOLDER, LINK, PYTHON, UNIT_FOLDER, UNITS
+from pv_lib.install.steps import Steps, alone, need_root, run
 from pv_lib.settings.config import Config
 from pv_lib.system import files
 
-_HEALTHY_SECONDS = 20.0  # until a new version answers and its watcher works; less than WatchdogSec
-_STEADY_SECONDS = 3.0  # and how long it must stay so
+_HEALTHY_SECONDS = 20.0  # for a new version to answer with a live watcher; less than WatchdogSec
+_STEADY_SECONDS = 3.0  # that it must stay healthy
 _LOOK_SECONDS = 0.2
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def upgrade(archive: Archive, *, dry_run: bool, out: TextIO) -> None:
-    """Put `archive` in the place of what is installed. Raises ValetError when it went back."""
+    """Replace the installed version by `archive`. Raises ValetError, also after a rollback."""
     steps = Steps(out, dry_run=dry_run)
     if not dry_run:
-        machine.need_root("upgrade")
+        need_root("upgrade")
     os.umask(0o022)
     if not LINK.exists():
         raise ValetError(f"nothing is installed at {LINK}: sudo python3 {archive.path} install")
     if not ENV.is_file():
         raise ValetError(f"{ENV} is not there, and no start works without it: nothing was changed")
-    with machine.alone(steps):
+    with alone(steps):
         _Upgrade(steps, archive).run()
 
 
 class _Upgrade:
-    """One upgrade: what there was before, and the steps there and back."""
+    """One upgrade: the state before it, the steps forward, and the rollback."""
 
     def __init__(self, steps: Steps, archive: Archive) -> None:
         self._steps = steps
         self._new = archive
         self._config = machine.load()
         self._old = Archive.read(LINK)
-        self._known = machine.known()
-        self._active = [unit for unit in UNITS if machine.is_up(unit)]
+        self._known = installed_archives()
+        self._active = [unit for unit in UNITS if systemd.is_up(unit)]
         present = [name for name in UNITS if (UNIT_FOLDER / name).exists()]
         self._units = {name: archive.unit(name) for name in present}
         self._before = {name: (UNIT_FOLDER / name).read_bytes() for name in present}
         self._asked = API in self._active and self._version() is not None
 
     def run(self) -> None:
-        """All of it. Raises ValetError."""
+        """Run every step, and roll back on a failure. Raises ValetError."""
         if self._old.data == self._new.data:
             self._finish()
             return
@@ -84,8 +76,8 @@ class _Upgrade:
         old_place = FOLDER / os.readlink(LINK) if linked else self._old.place
         new_place = self._new.place
         is_new = not new_place.exists()
-        machine.put_archive(self._steps, self._old, old_place)
-        machine.put_archive(self._steps, self._new, new_place)
+        put_archive(self._steps, self._old, old_place)
+        put_archive(self._steps, self._new, new_place)
         handlers = {number: signal.signal(number, _interrupt) for number in _ENDS}
         try:
             self._go(new_place)
@@ -103,8 +95,8 @@ class _Upgrade:
         self._steps.say(f"To go back: sudo python3 {old_place} upgrade")
 
     def _finish(self) -> None:
-        """The link is there already: whether the rest is, which a power cut may have prevented."""
-        changed = machine.put_units(self._steps, self._units, self._known)
+        """Do the steps after the link, which a power cut may have prevented, where they are missing."""
+        changed = systemd.put_units(self._steps, self._units, self._known)
         if changed or (self._asked and self._version() != self._new.version):
             self._restart()
             self._await_health(self._new.version)
@@ -113,8 +105,8 @@ class _Upgrade:
             self._steps.say(f"not needed: {LINK} is this version, {self._new.version}")
 
     def _go(self, place: Path) -> None:
-        self._steps.take(f"point {LINK} to {place}", True, lambda: machine.point_link(place))
-        machine.put_units(self._steps, self._units, self._known)
+        self._steps.take(f"point {LINK} to {place}", True, lambda: point_link(place))
+        systemd.put_units(self._steps, self._units, self._known)
         self._restart()
         self._await_health(self._new.version)
 
@@ -122,11 +114,11 @@ class _Upgrade:
         new, old = f"version {self._new.version}", f"version {self._old.version}"
         why = _reason(error)
         try:
-            self._steps.take(f"point {LINK} to {place}", True, lambda: machine.point_link(place))
-            machine.put_units(self._steps, self._before, [self._new])
+            self._steps.take(f"point {LINK} to {place}", True, lambda: point_link(place))
+            systemd.put_units(self._steps, self._before, [self._new])
             self._restart()
             self._await_health(self._old.version)
-        except Exception as further:  # noqa: BLE001 - whatever it is, it must be told
+        except Exception as further:  # noqa: BLE001 - any failure must be reported
             raise ValetError(
                 f"{new} does not work here ({why}), and going back to {old} failed "
                 f"({_reason(further)}): see journalctl -u {API}"
@@ -147,7 +139,7 @@ class _Upgrade:
             self._steps.take(f"restart {unit}", True, lambda: _restart_one(unit))  # noqa: B023
 
     def _await_health(self, version: str) -> None:
-        """Wait until it answers and its watcher works, and both have lasted. Raises ValetError."""
+        """Wait until it has been healthy for `_STEADY_SECONDS`. Raises ValetError."""
         deadline = time.monotonic() + _HEALTHY_SECONDS
         since, first_beat = 0.0, ""
         while self._active and not self._steps.dry_run:
@@ -164,9 +156,9 @@ class _Upgrade:
             time.sleep(_LOOK_SECONDS)
 
     def _look(self, version: str) -> tuple[str | None, str]:
-        """What is not as it should be, and the heartbeat where there must be a watcher."""
+        """The fault found, if any, and the watcher's heartbeat where there must be a watcher."""
         for unit in self._active:
-            if not machine.unit_is("is-active", unit):
+            if not systemd.unit_is("is-active", unit):
                 return f"{unit} is not active", ""
         if not self._asked:
             return None, ""
@@ -186,7 +178,7 @@ class _Upgrade:
         return found if isinstance(found, Mapping) else {}
 
     def _version(self) -> str | None:
-        """Which version answers at the port; None where it cannot be asked."""
+        """The version that answers at the port; None where none answers."""
         try:
             return str(self._status().get("version"))
         except ValetError:
@@ -204,12 +196,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _check_runs(archive: Archive, config: Config) -> None:
-    """Have the units' Python run it, as the service's user, before anything is changed."""
+    """Run it once with the units' Python, as the service's user, before anything is changed."""
     trial = FOLDER / files.temp_name()
     argv = ["runuser", "-u", config.api_user, "--", PYTHON, "-I", "-S", str(trial), "--version"]
     try:
         files.write(trial, archive.data, mode=0o755)
-        said = machine.run(*argv).strip()
+        said = run(*argv).strip()
     except OSError as error:
         why = f"{FOLDER}: {error.strerror}"
         raise ValetError(f"{archive.path} cannot be tried ({why}): nothing was changed") from error
@@ -225,10 +217,10 @@ def _check_runs(archive: Archive, config: Config) -> None:
 
 
 def _restart_one(unit: str) -> None:
-    before = machine.invocation(unit)
+    before = systemd.invocation(unit)
     try:
-        machine.run("systemctl", "restart", unit)
+        run("systemctl", "restart", unit)
     except ValetError as error:
-        started = machine.invocation(unit) != before
-        why = machine.why_it_failed(unit) if started else error.detail
+        started = systemd.invocation(unit) != before
+        why = systemd.why_it_failed(unit) if started else error.detail
         raise ValetError(f"{unit} did not start: {why}") from error
