@@ -95,7 +95,7 @@ class _Upgrade:
         self._steps.say(f"To go back: sudo python3 {old_place} upgrade")
 
     def _finish(self) -> None:
-        """Do the steps after the link, which a power cut may have prevented, where they are missing."""
+        """Do those steps after the link that are missing, perhaps because of a power cut."""
         changed = systemd.put_units(self._steps, self._units, self._known)
         if changed or (self._asked and self._version() != self._new.version):
             self._restart()
