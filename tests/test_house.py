@@ -48,7 +48,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli": {"app", "client", "install", "agent", "jobs", "settings", "system"},
 }
-PURE = ("agent.codex", "errors", "inbox.frontmatter", "jobs.job", "httpd.wire")
+PURE = (
+    *("agent.codex", "errors", "inbox.frontmatter", "jobs.job", "httpd.wire"),
+    "settings.values",
+)
 EDGES = frozenset({"socket", "socketserver", "subprocess", "threading", "select", "selectors"})
 MOST_LINES = 450
 

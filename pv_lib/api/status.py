@@ -17,23 +17,11 @@ from pv_lib.httpd.limits import Limits
 from pv_lib.jobs import job
 from pv_lib.jobs.index import Index
 from pv_lib.jobs.job import State
-from pv_lib.settings.config import Config
+from pv_lib.settings.config import SETTINGS, Config
 from pv_lib.system import space
 
 _ALIVE_POLLS = 5  # poll intervals after which a silent watcher counts as gone
 _LOOK_SECONDS = 0.5
-_SHOWN_SETTINGS = (
-    "stall_threshold_seconds",
-    "heartbeat_seconds",
-    "poll_interval_seconds",
-    "max_running",
-    "job_timeout_seconds",
-    "abort_grace_seconds",
-    "max_prompt_bytes",
-    "max_log_bytes",
-    "min_free_bytes",
-    "codex_sandbox",
-)
 
 
 @dataclass(frozen=True)
@@ -100,7 +88,7 @@ class Overview:
             "started_at": job.stamp(self._started),
             "config": {
                 **{f"{name}_root": str(path) for name, path in config.roots.items()},
-                **{name: getattr(config, name) for name in _SHOWN_SETTINGS},
+                **{s.field: getattr(config, s.field) for s in SETTINGS if s.shown},
             },
             "roots": roots,
             "watcher": self._watcher(now),

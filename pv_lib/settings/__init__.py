@@ -1,4 +1,5 @@
 """The settings: one table, and the only reading of the environment.
 
-config    the table, the checks, the validated values
+values    how the text of a setting is parsed
+config    the table, the checks, the validated settings
 """
