@@ -1,6 +1,6 @@
-"""The command line's side of HTTP: ask a running server, read its streams.
+"""The HTTP client of the command line: calls a running server and reads its event streams.
 
-Errors the server tells become ValetError with the server's own sentence. No command logic here.
+An error response becomes a ValetError with the server's own sentence. No command logic here.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Event:
 
 
 class Client:
-    """Talks to the server at `host`:`port`; `timeout` in seconds, for each read.
+    """A client of the server at `host`:`port`; `timeout` in seconds, for each read.
 
-    `headers` go with every request.
+    `headers` are sent with every request.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Client:
         self._headers = dict(headers or {})
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The JSON of one answer. Raises ValetError for a refusal or a server that is away."""
+        """The JSON of one response. Raises ValetError for an error or an unreachable server."""
         data = None if body is None else json.dumps(body).encode()
         headers = self._headers | ({} if data is None else {"Content-Type": "application/json"})
         connection = http.client.HTTPConnection(*self._where, timeout=self._timeout)
@@ -53,7 +53,7 @@ class Client:
         return plain
 
     def stream(self, path: str) -> Iterator[Event]:
-        """The events of one stream until the server ends it."""
+        """The events of one stream until the server ends it. Raises ValetError."""
         connection = http.client.HTTPConnection(*self._where, timeout=self._timeout)
         try:
             connection.request(

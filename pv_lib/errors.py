@@ -1,21 +1,21 @@
-"""The one tree of errors, each with the HTTP status it becomes at the edge.
+"""The exception classes, each with the HTTP status of its response.
 
-Inside the house errors are raised; they turn into text at two edges only: `server` (problem
-JSON) and `app` (one line on stderr). Nothing here knows of sockets, files or processes.
+Every module raises them; two places turn them into text: `httpd.connection` (problem JSON) and
+`cli.main` (one line on stderr). Nothing here knows of sockets, files or processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-_MOST_FAULTS = 20  # that one answer names
+_MOST_FAULTS = 20  # named in one response
 
 
 class ValetError(Exception):
-    """Something a person should read.
+    """The base class: an error with a message for a person.
 
-    `detail` is one sentence: what happened, to what, what to do. `status` and `title` are what
-    HTTP says; `fields` names the input fields at fault, each with the reason.
+    `detail` is one sentence: what happened, to what, what to do. `status` and `title` are those of
+    the HTTP response; `fields` names the invalid input fields, each with the reason.
     """
 
     status = 500
@@ -28,20 +28,20 @@ class ValetError(Exception):
 
 
 class Invalid(ValetError):
-    """Input that can never work as it stands."""
+    """Input that is not valid."""
 
     status, title = 400, "Bad Request"
 
     @classmethod
     def of(cls, fields: Sequence[tuple[str, str]]) -> Invalid:
-        """One error that names every field at fault: `("branch", "must be a string")`."""
+        """One error that names every invalid field: `("branch", "must be a string")`."""
         shown = [(name[:100], why) for name, why in fields[:_MOST_FAULTS]]
         more = f"; and {len(fields) - len(shown)} more" if len(fields) > len(shown) else ""
         return cls("; ".join(f"{name}: {why}" for name, why in shown) + more, shown)
 
 
 class Unauthorized(ValetError):
-    """No token, or a wrong one: then it was a `guess`, which costs time."""
+    """No token, or a wrong one: a `guess`, which is answered with a delay."""
 
     status, title = 401, "Unauthorized"
 
@@ -51,19 +51,19 @@ class Unauthorized(ValetError):
 
 
 class Forbidden(ValetError):
-    """A request that a foreign page made the browser send."""
+    """A cross-site request from a browser."""
 
     status, title = 403, "Forbidden"
 
 
 class NotFound(ValetError):
-    """The named job, repository, branch, file or path is not there."""
+    """The named job, repository, branch, file or path does not exist."""
 
     status, title = 404, "Not Found"
 
 
 class MethodNotAllowed(ValetError):
-    """The path exists, the method does not; `allow` lists those that do."""
+    """The path does not support the method; `allow` lists the methods it supports."""
 
     status, title = 405, "Method Not Allowed"
 
@@ -79,7 +79,7 @@ class Timeout(ValetError):
 
 
 class Conflict(ValetError):
-    """Right input at the wrong time: the job's state does not allow it."""
+    """A valid request that the job's present state does not allow."""
 
     status, title = 409, "Conflict"
 
@@ -91,19 +91,19 @@ class TooLarge(ValetError):
 
 
 class Unsupported(ValetError):
-    """A content type this route does not read."""
+    """A content type that the route does not accept."""
 
     status, title = 415, "Unsupported Media Type"
 
 
 class Misdirected(ValetError):
-    """A Host header that is not one of ours: DNS rebinding looks like this."""
+    """A Host header that is not allowed, as in a DNS rebinding attack."""
 
     status, title = 421, "Misdirected Request"
 
 
 class KeyReused(ValetError):
-    """An Idempotency-Key that came before with another request."""
+    """An Idempotency-Key that an earlier, different request has used."""
 
     status, title = 422, "Unprocessable Content"
 
@@ -115,31 +115,31 @@ class HeadTooLarge(ValetError):
 
 
 class NotImplementedHere(ValetError):
-    """Part of HTTP that this server refuses: transfer codings."""
+    """A part of HTTP that this server does not implement: transfer codings."""
 
     status, title = 501, "Not Implemented"
 
 
 class Busy(ValetError):
-    """Too many at once, of connections, streams or bodies; the client may come back."""
+    """Too many connections, streams or bodies at once; the client may retry."""
 
     status, title = 503, "Service Unavailable"
 
 
 class BadVersion(ValetError):
-    """A request line that does not speak HTTP/1.0 or 1.1."""
+    """A request line of a version other than HTTP/1.0 and 1.1."""
 
     status, title = 505, "HTTP Version Not Supported"
 
 
 class NoRoom(ValetError):
-    """The disk is too full to promise anything."""
+    """The disk is too full to accept the request."""
 
     status, title = 507, "Insufficient Storage"
 
 
 class ConfigFault(ValetError):
-    """Every fault in the settings at once; `faults` has one sentence each."""
+    """Every fault in the settings; `faults` has one sentence for each."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("; ".join(faults))
@@ -147,7 +147,7 @@ class ConfigFault(ValetError):
 
 
 class BadRecord(ValetError):
-    """A job.json that cannot be understood."""
+    """A job.json that is not a valid record."""
 
 
 class WatcherHeld(ValetError):
@@ -155,7 +155,7 @@ class WatcherHeld(ValetError):
 
 
 class JobFailed(ValetError):
-    """A job ends here: `reason` is the record's stable word, `detail` its sentence."""
+    """The job has failed: `reason` is the record's machine-readable word, `detail` its sentence."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)

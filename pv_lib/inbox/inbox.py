@@ -92,7 +92,7 @@ class Inbox:
         with tree.folder(path.parent) as folder:
 
             def check(info: os.stat_result) -> None:
-                fault = _fault(info, folder.stranger_of(info))
+                fault = _fault(info, folder.foreign_uid_of(info))
                 if fault:
                     raise Invalid(f"{path.name} {fault}")
 

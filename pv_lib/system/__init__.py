@@ -1,9 +1,9 @@
-"""The machine: files, folders, the journal, the service manager. Knows no job.
+"""The operating system: files, folders, the journal, the service manager. Knows no job.
 
-files     durable writes, and reads that cannot be tricked
-beneath   folders below a root, reached through no symbolic link
-space     room on the disks
-parent    runuser, with which the server must end
-journal   what the server logs, and the problems it has at present
-notify    what systemd is told: ready, alive, stopping
+files     durable writes, and safe reads of untrusted files
+beneath   files below a root, reached without following symbolic links
+space     free space on the disks
+parent    the parent process runuser, with which the server must end
+journal   the server's log lines, and its present problems
+notify    messages to systemd: ready, alive, stopping
 """

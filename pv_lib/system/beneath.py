@@ -1,10 +1,10 @@
-"""What lies beneath a root, reached from it folder by folder and through no link.
+"""Files below a root, reached folder by folder without following symbolic links.
 
-Whoever may write somewhere below a root can put a link in a folder's place at any moment. So every
-step goes by the handle of the folder before (`dir_fd`), and what is done is done through the last
-one. The root itself may be a link: that is the operator's choice. Owns this walk and the durable
-writes and moves at its end; nothing here knows prompts or jobs, or takes a path that is not
-beneath its root.
+A user who may write below a root can replace a folder by a link at any moment. So each folder is
+opened relative to the descriptor of its parent (`dir_fd`), and the last descriptor is used for the
+operation itself. The root itself may be a link: that is the operator's choice. Owns this walk and
+the durable writes and moves at its end; knows no prompts or jobs, and accepts no path outside of
+its root.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ STEP = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 @dataclass(frozen=True)
 class Folder:
-    """An open folder, and the `stranger` (a user id) who may have made it or one above it."""
+    """An open folder, and the foreign uid that may have made it or a folder above it, if any."""
 
     fd: int
-    stranger: int | None
+    foreign_uid: int | None
 
-    def stranger_of(self, info: os.stat_result) -> int | None:
-        """The stranger by whose hand a file in here may come: see `_stranger`."""
-        return self.stranger or _stranger(os.fstat(self.fd), info)
+    def foreign_uid_of(self, info: os.stat_result) -> int | None:
+        """The foreign uid that may have made a file in this folder, if any: see `_foreign_uid`."""
+        return self.foreign_uid or _foreign_uid(os.fstat(self.fd), info)
 
 
 class Root:
-    """A root and what lies beneath it."""
+    """A root, and operations on the files below it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @contextlib.contextmanager
     def folder(self, path: Path, *, make: bool = False) -> Iterator[Folder]:
-        """The folder at `path`, open; with `make` it is made, durably, where it is missing.
+        """Open the folder at `path`; with `make` it is created durably where it is missing.
 
-        Raises OSError, with ELOOP where a link lies in the way.
+        Raises OSError, with ELOOP where a part of the path is a link.
         """
         parts = path.relative_to(self.root).parts
-        here, stranger = os.fspath(self.root), None
+        here, foreign_uid = os.fspath(self.root), None
         fd = self._open_root(make)
         try:
             info = os.fstat(fd)
@@ -55,11 +55,11 @@ class Root:
                 here = f"{here}/{name}"
                 outer, fd = fd, _step(fd, name, here, make)
                 around, info = info, os.fstat(fd)
-                stranger = stranger or _stranger(around, info)
+                foreign_uid = foreign_uid or _foreign_uid(around, info)
                 os.close(outer)
-            yield Folder(fd, stranger)
+            yield Folder(fd, foreign_uid)
         except OSError as error:
-            if isinstance(error.filename, str):  # a handle's errors name the last part alone
+            if isinstance(error.filename, str):  # an error with dir_fd names the last part only
                 error.filename = os.path.join(here, error.filename)
             raise
         finally:
@@ -92,7 +92,7 @@ class Root:
             os.fsync(folder.fd)
 
     def move(self, source: Path, tree: Root, target: Path) -> None:
-        """Move a file durably to `target`; its folder in another `tree` is made when missing."""
+        """Move a file durably to `target`, whose folder is created when `tree` is another root."""
         make = tree is not self
         with tree.folder(target.parent, make=make) as there, self.folder(source.parent) as here:
             os.rename(source.name, target.name, src_dir_fd=here.fd, dst_dir_fd=there.fd)
@@ -102,13 +102,13 @@ class Root:
 
 
 def unlink(name: str, fd: int) -> None:
-    """Remove a file of the open folder `fd`; no fault when there is none."""
+    """Remove a file of the open folder `fd`; no error when there is none."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=fd)
 
 
 def _step(fd: int, name: str, path: str, make: bool) -> int:
-    """Open the folder `name`, which lies in the open folder `fd`; `path` is its whole path."""
+    """Open the folder `name` in the open folder `fd`; `path` is its full path, for messages."""
     if name == "..":
         raise OSError(errno.EINVAL, "leads out of its root", path)
     try:
@@ -118,7 +118,7 @@ def _step(fd: int, name: str, path: str, make: bool) -> int:
             raise
     except NotADirectoryError:
         info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        if not (stat.S_ISLNK(info.st_mode) or stat.S_ISDIR(info.st_mode)):  # swapped just now
+        if not (stat.S_ISLNK(info.st_mode) or stat.S_ISDIR(info.st_mode)):  # replaced since
             raise
         why = "is a symbolic link, which is never followed: put a folder (or a mount) in its place"
         raise OSError(errno.ELOOP, why, path) from None
@@ -128,11 +128,11 @@ def _step(fd: int, name: str, path: str, make: bool) -> int:
     return _step(fd, name, path, make=False)
 
 
-def _stranger(folder: os.stat_result, info: os.stat_result) -> int | None:
-    """The owner of what lies in `folder`, where anybody may have put it there.
+def _foreign_uid(folder: os.stat_result, info: os.stat_result) -> int | None:
+    """The owner of a file in `folder`, where that is a world-writable folder.
 
-    None where root or we own it, and where not everybody may write to the folder: whoever may has
-    been given that right.
+    None where the owner is root or we, and where the folder is not world-writable: its writers are
+    then trusted.
     """
     anybody = folder.st_mode & stat.S_IWOTH
     return info.st_uid if anybody and info.st_uid not in (0, os.geteuid()) else None

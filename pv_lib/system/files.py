@@ -1,7 +1,7 @@
-"""Bytes to disk and back: durable writes, and reads that cannot be tricked.
+"""Durable writes, and safe reads of files that another user may have made.
 
-Owns the fsync discipline: dot-name, fsync, rename, fsync of the folder; measured at about
-0.5 ms, and without it a power cut loses acknowledged files. Knows nothing of jobs or inboxes.
+Owns the sequence temporary dot-name, fsync, rename, fsync of the folder. It takes about 0.5 ms;
+without it a power cut loses acknowledged files. Knows nothing of jobs or inboxes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pv_lib.errors import Conflict, Invalid, NoRoom, TooLarge, ValetError
 
-# What passes by itself, or when an operator makes room: worth another try, never a verdict.
+# Errors that pass by themselves or once an operator frees space: try again, and fail no job.
 TRANSIENT = frozenset(
     {
         errno.ENOSPC,
@@ -32,13 +32,13 @@ TRANSIENT = frozenset(
 )
 
 
-_OURS = f"{os.getpid():x}-{os.urandom(6).hex()}"  # one process, of all there ever were
+_OURS = f"{os.getpid():x}-{os.urandom(6).hex()}"  # unique among all processes, past ones too
 _count = itertools.count()
 _TICK_NS, _WHOLE_SECONDS_NS = 50_000_000, 2_100_000_000
 
 
 def refusal(error: OSError, what: str) -> ValetError:
-    """The disk's refusal for a person: `what` did not happen, and why."""
+    """The error for a person: `what` did not happen, and the system's reason."""
     kinds: dict[int, type[ValetError]] = {
         errno.ENOSPC: NoRoom,
         errno.EDQUOT: NoRoom,
@@ -50,10 +50,11 @@ def refusal(error: OSError, what: str) -> ValetError:
 
 
 def settled(changed: int, now: int) -> bool:
-    """Whether what changed at `changed` by its disk's clock will show a further change by its time.
+    """Whether a change after `now` would give the file a newer mtime than `changed`.
 
-    Both are Unix times in ns. Two changes within a tick have the same time; a tick is a few
-    milliseconds, or up to two seconds on disks that count whole ones: ext3, small ext4, FAT.
+    Both are Unix times in ns. Two changes within one tick of the file system have the same mtime. A
+    tick is a few milliseconds, or up to two seconds on file systems that store whole seconds: ext3,
+    small ext4, FAT.
     """
     return now - changed > (_WHOLE_SECONDS_NS if changed % 10**9 == 0 else _TICK_NS)
 
@@ -68,7 +69,7 @@ def sync_folder(folder: Path | str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create `folder` and its parents, durably; no fault when it is there already."""
+    """Create `folder` and its parents durably; no error when it exists."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -78,10 +79,10 @@ def make_folder(folder: Path) -> None:
 
 
 def write(path: Path | str, data: bytes, *, durable: bool = True, mode: int = 0o600) -> None:
-    """Replace `path` with `data`: readers see the old file or the new one, whole.
+    """Replace the file at `path` atomically: readers see the old content or the new.
 
-    With `durable` it survives a power cut; without, only a crash of this process.
-    `mode` is within what the umask allows. Raises OSError; `path` is then as it was.
+    With `durable` it survives a power cut, else only a crash of this process. The umask applies to
+    `mode`. Raises OSError, and leaves `path` unchanged then.
     """
     temp = _write_temp(path, data, durable, mode)
     try:
@@ -95,7 +96,7 @@ def write(path: Path | str, data: bytes, *, durable: bool = True, mode: int = 0o
 
 
 def create(path: Path | str, data: bytes, *, durable: bool = True, mode: int = 0o600) -> None:
-    """Write `path` whole, unless it exists: then FileExistsError and nothing changes.
+    """Create the file at `path` atomically. Raises FileExistsError where it exists.
 
     Of two processes creating the same file, exactly one succeeds.
     """
@@ -116,9 +117,10 @@ def read_regular(
     dir_fd: int | None = None,
     check: Callable[[os.stat_result], None] = lambda info: None,
 ) -> bytes:
-    """Read a regular file of at most `limit` bytes that `check` has no fault to raise for.
+    """Read a regular file of at most `limit` bytes.
 
-    A larger file is TooLarge; else raises as `open_regular`.
+    `check` is called with its stat result and may raise. Raises TooLarge for a larger file, else
+    as `open_regular`.
     """
     fd, info = _open_regular(path, dir_fd)
     try:
@@ -128,7 +130,7 @@ def read_regular(
             raise TooLarge(f"{name} has {info.st_size} bytes; the limit is {limit}")
         data = os.read(fd, info.st_size + 1)
         while len(data) != info.st_size and (more := os.read(fd, limit + 1 - len(data))):
-            data += more  # it grows
+            data += more  # the file grows
         return data[:limit]
     finally:
         os.close(fd)
@@ -137,8 +139,8 @@ def read_regular(
 def open_regular(path: Path | str, *, dir_fd: int | None = None) -> FileIO:
     """Open a regular file to read.
 
-    A link, FIFO, socket or device at `path` is never opened for reading, which could wait for
-    ever: Invalid. Raises OSError when the file is not there or not readable.
+    Raises Invalid for a link, FIFO, socket or device, without waiting for its other end; OSError
+    when the file does not exist or is not readable.
     """
     return FileIO(_open_regular(path, dir_fd)[0])
 
@@ -168,9 +170,9 @@ def write_new(
     dir_fd: int | None = None,
     mode: int = 0o600,
 ) -> None:
-    """Write a file that must not be there yet; after an OSError it is not there.
+    """Write a file that must not exist yet; after an OSError it does not exist.
 
-    Its bytes are durable, its name only after its folder is synced.
+    With `durable` its content is durable, but its name only once its folder is synced.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     fd = os.open(path, flags, mode, dir_fd=dir_fd)
@@ -190,7 +192,7 @@ def write_new(
 
 
 def temp_name() -> str:
-    """A dot-name that nobody else has."""
+    """A unique dot-name."""
     return f".{_OURS}-{next(_count):x}.tmp"
 
 

@@ -1,7 +1,7 @@
-"""What the server says for the journal: one line an event, nothing that could spoil a terminal.
+"""The server's log: one line per event, without control characters that a terminal would obey.
 
-Owns the format, and what cannot be done at present (`Notes`), which the status shows too; what is
-worth saying is decided where it happens.
+Owns the format of a line, and the list of present problems (`Notes`), which the status shows too.
+What is logged is decided where it happens.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pv_lib.system import files
 
 
 def listens(environ: Mapping[str, str]) -> bool:
-    """Whether stderr leads to journald, which takes `<3>` prefixes as priorities.
+    """Whether stderr is connected to journald, which reads `<3>` prefixes as priorities.
 
-    JOURNAL_STREAM says where it led when systemd started us or a parent of ours.
+    JOURNAL_STREAM identifies the stream that systemd set up for us or for a parent of ours.
     """
     with contextlib.suppress(OSError):
         info = os.fstat(2)
@@ -29,28 +29,28 @@ def listens(environ: Mapping[str, str]) -> bool:
 
 
 def plain(text: str) -> str:
-    """The text as one line that no terminal can be spoilt by."""
+    """The text as one line, with control characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class Journal:
-    """Writes lines to a stream. `priorities` puts journald's prefixes before them."""
+    """Writes lines to a stream, with journald's priority prefixes if `priorities`."""
 
     def __init__(self, stream: TextIO | None = None, *, priorities: bool = False) -> None:
         self._stream = stream or sys.stderr
         self._priorities = priorities
-        self._lock = threading.Lock()  # one line at a time
+        self._lock = threading.Lock()  # guards _stream: one line at a time
 
     def info(self, text: str) -> None:
-        """Something that happened as it should."""
+        """Log a normal event."""
         self._write(6, text)
 
     def warn(self, text: str) -> None:
-        """Something a person should look at when there is time."""
+        """Log something that needs a person, but not now."""
         self._write(4, text)
 
     def error(self, text: str) -> None:
-        """Something that did not work."""
+        """Log a failure."""
         self._write(3, text)
 
     def _write(self, priority: int, text: str) -> None:
@@ -61,36 +61,36 @@ class Journal:
                 self._stream.write(f"{prefix}{line}\n")
                 self._stream.flush()
             except (OSError, ValueError):
-                return  # nobody reads; work goes on
+                return  # the stream is closed: logging must not stop the work
 
 
 class Notes:
-    """What cannot be done at present, found anew at each poll.
+    """The present problems, collected anew at each poll.
 
-    Each is said once in the journal; all of them stand in the file at `path`, for the status.
+    Each is logged once; all of them are written to the file at `path`, for the status.
     """
 
     def __init__(self, journal: Journal, path: Path) -> None:
         self._journal = journal
         self._path = path
         self._now: set[str] = set()
-        self._told: set[str] | None = None  # what an earlier server has left stands in the file
+        self._logged: set[str] | None = None  # None: the file may hold those of an earlier server
 
     def clear(self) -> None:
-        """A new poll begins."""
+        """Begin a new poll."""
         self._now.clear()
 
     def add(self, text: str) -> None:
-        """One sentence for a person."""
+        """Add a problem: one sentence."""
         self._now.add(text)
 
     def tell(self) -> None:
-        """Say what is new."""
-        if self._now == self._told:
+        """Log the problems that are new, and write the file where the set has changed."""
+        if self._now == self._logged:
             return
-        for text in sorted(self._now - (self._told or set())):
+        for text in sorted(self._now - (self._logged or set())):
             self._journal.error(text)
-        self._told = set(self._now)
+        self._logged = set(self._now)
         with contextlib.suppress(OSError):
             text = "".join(f"{note}\n" for note in sorted(self._now))
             files.write(self._path, text.encode("utf-8", "replace"))

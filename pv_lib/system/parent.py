@@ -1,4 +1,4 @@
-"""The parent process: where runuser started this server, the two must end together."""
+"""The parent process: a server that runuser started must end when runuser does."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def die_with_runuser(environ: Mapping[str, str]) -> None:
-    """Where runuser started us, ask for SIGKILL when it dies.
+    """Where runuser is our parent, have the kernel send us SIGKILL when it dies.
 
-    Killed itself, it would leave this server beside the next one, for good. systemd's watchdog
-    kills only it, and a server that hangs obeys nothing less; nothing is lost by it.
+    systemd's watchdog kills runuser only, and this server would go on beside the next one. It must
+    be SIGKILL because the server may hang; the jobs lose nothing by it.
 
-    Under systemd it is the process that the unit has started, and SYSTEMD_EXEC_PID its pid: its
-    name cannot be read where the unit hides the processes of others.
+    Under systemd runuser is the process that the unit started, and SYSTEMD_EXEC_PID is its pid: its
+    name cannot be read where the unit hides the processes of other users.
     """
     parent = os.getppid()
     ours = environ.get("SYSTEMD_EXEC_PID") == str(parent)

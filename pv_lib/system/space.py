@@ -1,4 +1,4 @@
-"""Room on the disks: how much is free, and whether that explains a failure."""
+"""Free space on the disks: how much there is, and whether its lack explains a failure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _NO_ROOM = 1 << 20  # bytes
 
 
 def free_bytes(root: Path) -> int:
-    """Bytes that this user can still write below `root`. Raises OSError."""
+    """The bytes that this user can still write below `root`. Raises OSError."""
     info = os.statvfs(root)
     return info.f_bavail * info.f_frsize
 
 
 def raise_if_full(*places: Path) -> None:
-    """OSError where a disk has next to no room: whatever failed there is worth another try."""
+    """Raise OSError (ENOSPC) where a disk is full: what failed there can be tried again."""
     for place in places:
         with contextlib.suppress(FileNotFoundError):
             if free_bytes(place) < _NO_ROOM:
