@@ -49,7 +49,13 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"app", "client", "install", "agent", "jobs", "settings", "system"},
 }
 PURE = (
-    *("agent.codex", "errors", "inbox.frontmatter", "jobs.job", "httpd.wire"),
+    "agent.codex",
+    "errors",
+    "httpd.wire",
+    "inbox.frontmatter",
+    "jobs.job",
+    "jobs.options",
+    "jobs.submission",
     "settings.values",
 )
 EDGES = frozenset({"socket", "socketserver", "subprocess", "threading", "select", "selectors"})

@@ -15,9 +15,10 @@ from pv_lib.errors import NoRoom, ValetError
 from pv_lib.git.command import Git
 from pv_lib.git.repos import Repos
 from pv_lib.inbox.inbox import Inbox
-from pv_lib.inbox.intake import Intake, Submission
+from pv_lib.inbox.intake import Intake
 from pv_lib.jobs.index import Index
 from pv_lib.jobs.store import Runs
+from pv_lib.jobs.submission import Submission
 from pv_lib.settings import config as settings
 
 THREADS = 24

@@ -19,6 +19,7 @@ from typing import Any
 
 from pv_lib.api import parameters
 from pv_lib.api.feeds import ChangeFeed, LogFeed
+from pv_lib.api.schemas import RECEIPT_FIELDS
 from pv_lib.api.status import Overview
 from pv_lib.api.view import Views
 from pv_lib.errors import Busy, Conflict, Invalid, NotFound, Unauthorized, Unsupported
@@ -28,11 +29,12 @@ from pv_lib.httpd.follow import Arrival, Feed, Followers, Place
 from pv_lib.httpd.gate import COOKIE, COOKIE_SECONDS, Gate
 from pv_lib.httpd.limits import Limits
 from pv_lib.httpd.wire import Request, Response, media_type
-from pv_lib.inbox.intake import DEFAULT_FILENAME, Intake, Submission
+from pv_lib.inbox.intake import Intake
 from pv_lib.jobs import job, logfile
 from pv_lib.jobs.cache import Kept
 from pv_lib.jobs.index import Index
 from pv_lib.jobs.job import Record, State
+from pv_lib.jobs.submission import DEFAULT_FILENAME, Submission
 from pv_lib.system import files
 
 Values = dict[str, Any]
@@ -341,15 +343,8 @@ def _signature(info: os.stat_result) -> Signature:
 
 def _receipt(record: Record) -> dict[str, Any]:
     """What a submission is answered: only what never changes, so that a repeat can be equal."""
-    plain = job.to_dict(record)
-    names = ("repo", "branch", "filename", "source", "priority", "model", "timeout_seconds")
-    return {
-        "job_id": record.job_id,
-        "state": State.CREATED.value,
-        "created_at": record.created_at,
-        "inbox_path": record.inbox_path,
-        **{name: plain[name] for name in (*names, "retry_of")},
-    }
+    plain = {**job.to_dict(record), "state": State.CREATED.value}
+    return {name: plain[name] for name in RECEIPT_FIELDS}
 
 
 def _json(status: int, plain: dict[str, Any]) -> Response:

@@ -15,17 +15,11 @@ from typing import Any
 
 from pv_lib.errors import Invalid
 from pv_lib.httpd.wire import Request
-from pv_lib.inbox.intake import (
-    DEFAULT_FILENAME,
-    FILENAME,
-    MAX_PRIORITY,
-    MAX_TIMEOUT,
-    MODEL,
-    NOT_BLANK,
-    Submission,
-)
+from pv_lib.inbox.acceptance import FILENAME, NOT_BLANK
 from pv_lib.inbox.prompt import STEM_BYTES
 from pv_lib.jobs import job
+from pv_lib.jobs.options import OPTIONS, Option
+from pv_lib.jobs.submission import DEFAULT_FILENAME, Submission
 
 _INTEGER = re.compile(r"-?[0-9]{1,16}")
 _NUMBER = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,4})?")
@@ -63,6 +57,18 @@ def _one_of(meaning: str, *words: str, default: str | None = None) -> Parameter:
     if default is not None:
         schema["default"] = default
     return Parameter(schema, meaning, "one of " + ", ".join(words))
+
+
+def _option(option: Option) -> Parameter:
+    bounds = {
+        "minimum": option.low,
+        "exclusiveMinimum": option.above,
+        "maximum": option.high,
+        "pattern": f"^(?:{option.pattern.pattern})$" if option.pattern else None,
+        "default": option.default,
+    }
+    schema = {"type": option.kind, **{k: v for k, v in bounds.items() if v is not None}}
+    return Parameter(schema, option.meaning, option.wanted, option.pattern)
 
 
 _ANSI = "terminal escapes and control characters: strip takes them out, raw leaves them in"
@@ -108,17 +114,7 @@ SUBMIT = {
         "a string that ends in .md",
         default=DEFAULT_FILENAME,
     ),
-    "model": _text(MODEL, "instead of PV_CODEX_MODEL", "a string: a model's name"),
-    "timeout_seconds": Parameter(
-        {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT},
-        "the job ends after this",
-        "a number of seconds",
-    ),
-    "priority": Parameter(
-        {"type": "integer", "minimum": -MAX_PRIORITY, "maximum": MAX_PRIORITY, "default": 0},
-        "higher goes first",
-        "a whole number",
-    ),
+    **{option.name: _option(option) for option in OPTIONS},
 }
 MAX_FILES = 100  # in one upload
 NEEDED = ("repo", "branch", "markdown_text")
@@ -167,7 +163,7 @@ def _read(text: str, parameter: Parameter) -> Any:
         raise ValueError(text)
     value = int(text) if kind == "integer" else float(text)
     low, above = schema.get("minimum", value), schema.get("exclusiveMinimum")
-    if not low <= value <= schema["maximum"] or (above is not None and value <= above):
+    if not low <= value <= schema.get("maximum", value) or (above is not None and value <= above):
         raise ValueError(text)
     return value
 
@@ -214,7 +210,8 @@ def submission(fields: Mapping[str, Any]) -> Submission:
     if faults:
         raise Invalid.of(faults)
     text = given.pop("markdown_text").encode()
-    return Submission(text=text, **{"filename": DEFAULT_FILENAME, **given})
+    options = {option.name: given.pop(option.name) for option in OPTIONS if option.name in given}
+    return Submission(text=text, options=options, **given)
 
 
 def _is_unicode(text: str) -> bool:

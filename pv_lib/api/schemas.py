@@ -10,6 +10,7 @@ from typing import Any
 
 from pv_lib.api import parameters
 from pv_lib.jobs import job
+from pv_lib.jobs.options import OPTIONS, Option
 
 Schema = dict[str, Any]
 
@@ -30,6 +31,12 @@ JOB_ID: Schema = {
 
 def _or_null(schema: Schema) -> Schema:
     return {**schema, "type": [schema["type"], "null"]}
+
+
+def _answered(option: Option) -> Schema:
+    """An option in a record: of records by other programs its bounds are not known."""
+    plain: Schema = {"type": option.kind}
+    return _or_null(plain) if option.default is None else plain
 
 
 def _object(properties: Schema, **more: Any) -> Schema:
@@ -62,13 +69,12 @@ _KINDS: dict[str, Schema] = {
     "job_id": JOB_ID,
     "state": STATE,
     "schema": {"type": "integer"},
-    "priority": {"type": "integer"},
     "attempt": {"type": "integer"},
     "pid": _or_null({"type": "integer"}),
     "exit_code": _or_null({"type": "integer"}),
-    "timeout_seconds": _or_null(_NUMBER),
     "usage": {"type": ["object", "null"], "description": "tokens, as the agent counts them"},
     "result": {"type": ["object", "null"], "description": "branch, commit and what changed"},
+    **{option.name: _answered(option) for option in OPTIONS},
 }
 _DERIVED: Schema = {
     "stalled": _FLAG,
@@ -79,9 +85,11 @@ _DERIVED: Schema = {
 }
 
 
+_RECORD_FIELDS = [field.name for field in dataclasses.fields(job.Record) if field.name != "extra"]
+
+
 def _job() -> Schema:
-    names = [field.name for field in dataclasses.fields(job.Record) if field.name != "extra"]
-    properties = {name: dict(_KINDS.get(name, _or_null(_TEXT))) for name in names} | _DERIVED
+    properties = {n: dict(_KINDS.get(n, _or_null(_TEXT))) for n in _RECORD_FIELDS} | _DERIVED
     for name, schema in properties.items():
         if name in _MEANINGS:
             properties[name] = {**schema, "description": _MEANINGS[name]}
@@ -153,23 +161,22 @@ _STATUS = _object(
         "problems": {**_list(_TEXT), "description": "what needs a person, a sentence each"},
     }
 )
+_ASKED: Schema = {
+    **dict.fromkeys(("repo", "branch", "filename", "source"), _TEXT),
+    **{option.name: _answered(option) for option in OPTIONS if option.echoed},
+    "retry_of": _or_null(_TEXT),
+}
 _RECEIPT = _object(
     {
         "job_id": JOB_ID,
         "state": {"type": "string", "enum": [job.State.CREATED.value]},
         "created_at": _TEXT,
         "inbox_path": _TEXT,
-        "repo": _TEXT,
-        "branch": _TEXT,
-        "filename": _TEXT,
-        "source": _TEXT,
-        "priority": {"type": "integer"},
-        "model": _or_null(_TEXT),
-        "timeout_seconds": _or_null(_NUMBER),
-        "retry_of": _or_null(_TEXT),
+        **{name: _ASKED[name] for name in _RECORD_FIELDS if name in _ASKED},
     },
     description="a job that is on the disk and will be run",
 )
+RECEIPT_FIELDS = tuple(_RECEIPT["properties"])
 _FAULT = _object({"field": _TEXT, "detail": _TEXT})
 _PROBLEM = _object(
     {

@@ -1,8 +1,10 @@
-"""The way in: from a submission or a dropped file to a durable, queued job.
+"""From a submission or a dropped file to a durable, queued job.
 
-prompt       a prompt's file as its name and place tell it
-frontmatter  the block on top of a prompt
-scan         which folders of the inbox have changed
+prompt       the name and path of a prompt's file
+frontmatter  the block on top of a prompt, as bytes
+scan         which prompt files there are
 inbox        the queue as files: drop, settle, claim, archive
-intake       the checks, the durable file, the first record
+acceptance   the check of a submission and of a prompt's text
+rebuild      front matter from a record, a record from front matter
+intake       the durable file and the first record; group commit, idempotency
 """

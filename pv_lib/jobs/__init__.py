@@ -1,8 +1,10 @@
 """Jobs as data and as files: the record, the runs folder, the index over it.
 
-job       the states, the record, its bytes, the ids
-store     the runs folder: paths, whole reads, whole writes
-index     the memory over the runs folder: lists, counts, changes
-logfile   a job's log, read from its end or from an offset
-cache     a small FIFO cache
+job         the states, the record, its bytes, the ids
+options     the table of job options
+submission  what a client asks for, and the first record of it
+store       the runs folder: paths, whole reads, whole writes
+index       the memory over the runs folder: lists, counts, changes
+logfile     a job's log, read from its end or from an offset
+cache       a small FIFO cache
 """
