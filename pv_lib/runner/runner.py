@@ -27,7 +27,7 @@ from pv_lib.git.command import Git, GitFailed
 from pv_lib.git.publish import Work
 from pv_lib.git.repos import Repos
 from pv_lib.git.worktree import Workspace, WorkTree
-from pv_lib.inbox import frontmatter
+from pv_lib.inbox import acceptance, frontmatter
 from pv_lib.inbox.inbox import Inbox
 from pv_lib.jobs import job
 from pv_lib.jobs.job import Record, State
@@ -232,20 +232,19 @@ class Runner:
             if not (self._run / "prompt.md").is_file():
                 raise JobFailed("lost", "the prompt's file vanished before the agent was started")
             return
-        limit = 2 * self._services.config.max_prompt_bytes + 65536
+        limit = self._services.config.max_prompt_bytes
         try:
-            data = self._services.inbox.read(self._prompt, limit)
+            data = self._services.inbox.read(self._prompt, acceptance.max_file_bytes(limit))
         except (OSError, ValetError) as error:
             if isinstance(error, OSError) and error.errno in files.TRANSIENT:
                 raise
             raise JobFailed("bad_prompt", f"the prompt could not be read: {error}") from error
         text = frontmatter.strip(data)
         try:
-            blank = not text.decode("utf-8").strip()
-        except UnicodeDecodeError:
-            raise JobFailed("bad_prompt", "the prompt is not UTF-8 any more") from None
-        if blank:
-            raise JobFailed("bad_prompt", "the prompt was edited and is blank now")
+            acceptance.check_text(text, limit)
+        except ValetError as error:
+            why = f"the queued prompt cannot be run any more: it {error.fields[0][1]}"
+            raise JobFailed("bad_prompt", why) from error
         files.write(self._run / "prompt.md", text, durable=False)
 
     def _attend(self, agent: Agent) -> None:
