@@ -219,16 +219,16 @@ class Intake:
         raise NotFound(f"the prompt of job {record.job_id} is not there any more")
 
     def _check_room(self) -> None:
+        floor = self._config.min_free_bytes
         for root in (self._inbox.root, self._runs.root):
             try:
-                free = space.free_bytes(root)
+                low = space.is_low(root, floor)
             except OSError as error:
                 why = f"{root} cannot be used ({error.strerror}): nothing was queued"
                 raise ValetError(why) from error
-            if free < self._config.min_free_bytes:
-                limit = self._config.min_free_bytes
+            if low:
                 raise NoRoom(
-                    f"{root} has {free} bytes free, less than PV_MIN_FREE_BYTES={limit}: "
+                    f"{root} has less than PV_MIN_FREE_BYTES={floor} bytes free: "
                     "nothing was queued; make room and submit again"
                 )
 

@@ -16,6 +16,11 @@ def free_bytes(root: Path) -> int:
     return info.f_bavail * info.f_frsize
 
 
+def is_low(root: Path, floor: int) -> bool:
+    """Whether less than `floor` bytes (PV_MIN_FREE_BYTES) are free below `root`. Raises OSError."""
+    return free_bytes(root) < floor
+
+
 def raise_if_full(*places: Path) -> None:
     """Raise OSError (ENOSPC) where a disk is full: what failed there can be tried again."""
     for place in places:
