@@ -1,8 +1,9 @@
-"""What comes in over HTTP as values: query parameters, JSON bodies, submissions.
+"""HTTP input as checked values: query parameters, JSON bodies, submissions.
 
-The tables of parameters stand here once, for the checks and for the OpenAPI document. Types and
-names are checked and every fault names its field; whether a value makes sense (a repository that
-exists, a prompt that is not blank) is `intake`'s to say.
+The tables of parameters stand here once, for the checks and for the OpenAPI document; those of
+the job options come from `jobs.options`. Names and types are checked here, and each fault names
+its field. Whether a submission can be run (the repository exists, the prompt is not blank) is
+checked in `inbox.acceptance`.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ _ANY = re.compile(r"[^\x00]*")
 
 @dataclass(frozen=True)
 class Parameter:
-    """A query parameter or header: its JSON Schema, its meaning, and what a fault says it takes.
+    """A query parameter, header or field: its JSON Schema and its meaning.
 
-    `expression` is the schema's pattern, which must match in full.
+    `wanted` completes "must be …" in a fault. `expression` is the schema's pattern, which must
+    match in full.
     """
 
     schema: Mapping[str, Any]
@@ -60,6 +62,7 @@ def _one_of(meaning: str, *words: str, default: str | None = None) -> Parameter:
 
 
 def _option(option: Option) -> Parameter:
+    """The parameter of a job option."""
     bounds = {
         "minimum": option.low,
         "exclusiveMinimum": option.above,
@@ -100,7 +103,7 @@ IDEMPOTENCY_KEY = {
         "1 to 200 printable ASCII characters without spaces",
     )
 }
-# A submission's fields but for its text, which is the body or a field of it.
+# The fields of a submission without its text.
 SUBMIT = {
     "repo": _text(
         re.compile(rf"(?:{job.OWNER.pattern}/)?{job.OWNER.pattern}"),
@@ -126,7 +129,7 @@ _TYPES = {"string": (str,), "integer": (int,), "number": (int, float)}
 
 
 def values(given: Mapping[str, str], known: Mapping[str, Parameter]) -> dict[str, Any]:
-    """The parameters `given`, each read as its schema says; every fault is named at once."""
+    """The parameters `given`, each parsed by its schema. Raises Invalid with every fault."""
     takes = ", ".join(known) or "no parameters"
     faults = [(n, f"is not known here: there is {takes}") for n in given if n not in known]
     found: dict[str, Any] = {}
@@ -142,14 +145,14 @@ def values(given: Mapping[str, str], known: Mapping[str, Parameter]) -> dict[str
 
 
 def header(request: Request, known: Mapping[str, Parameter]) -> Any:
-    """The value of the one header in `known`; None where it was not sent. Raises Invalid."""
+    """The value of the one header in `known`; None where it is missing. Raises Invalid."""
     (name,) = known
     text = request.headers.get(name.lower())
     return None if text is None else values({name: text}, known)[name]
 
 
 def _read(text: str, parameter: Parameter) -> Any:
-    """The value that `text` stands for. Raises ValueError."""
+    """`text` parsed and checked by the parameter's schema. Raises ValueError."""
     schema = parameter.schema
     kind = schema["type"]
     if kind == "boolean":
@@ -169,7 +172,7 @@ def _read(text: str, parameter: Parameter) -> Any:
 
 
 def utf8(data: bytes, what: str) -> str:
-    """`data` as text; Invalid names `what` and the byte where it is not UTF-8."""
+    """`data` as text. Raises Invalid, naming `what` and the first byte that is not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -177,7 +180,7 @@ def utf8(data: bytes, what: str) -> str:
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """A body that must be a JSON object. Raises Invalid."""
+    """The JSON object in `body`. Raises Invalid."""
     text = utf8(body, "body")
     try:
         plain = json.loads(text)
@@ -189,7 +192,7 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def submission(fields: Mapping[str, Any]) -> Submission:
-    """A checked submission; every field of a wrong type is named at once."""
+    """The submission in `fields`. Raises Invalid with every unknown, missing or mistyped field."""
     faults = []
     given: dict[str, Any] = {}
     for name, parameter in FIELDS.items():
@@ -203,7 +206,7 @@ def submission(fields: Mapping[str, Any]) -> Submission:
         elif type(value) not in _TYPES[kind] or value != value:
             faults.append((name, f"must be {parameter.wanted}"))
         elif isinstance(value, str) and not _is_unicode(value):
-            faults.append((name, "holds half a surrogate pair, which is no Unicode text"))
+            faults.append((name, "holds half a surrogate pair, which is not valid Unicode"))
         else:
             given[name] = value
     faults += [(str(n)[:50], "is not a field of a job") for n in fields if n not in FIELDS]

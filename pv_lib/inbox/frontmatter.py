@@ -1,8 +1,8 @@
-"""The `pv:` block on top of a prompt: read it, write it, take it out. Pure bytes.
+"""The `pv:` block in a prompt's front matter: read it, write it, remove it. Pure bytes.
 
-A prompt file carries what is needed to rebuild its record. Foreign lines, and foreign keys
-inside the block, stay byte for byte. The block is YAML to a reader, yet only `key: scalar` lines
-under `pv:` are understood, and no YAML library is needed.
+Lines of other programs, and unknown keys inside the block, stay byte for byte. The block is valid
+YAML, but only lines `key: scalar` below `pv:` are read, so that no YAML library is needed. Which
+keys there are and what they mean stands in `rebuild`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NOT_PLAIN = frozenset({"true", "false", "null", "yes", "no", "on", "off"})
 
 
 def read(data: bytes) -> dict[str, str]:
-    """The scalars of the `pv:` block, as text; empty without front matter or block."""
+    """The keys and values of the `pv:` block, as text; empty where there is no block."""
     lines = _split(data)[1]
     first, last = _block(lines)
     indent = _base(lines[first:last])
@@ -32,15 +32,15 @@ def read(data: bytes) -> dict[str, str]:
 
 
 def write(data: bytes, keys: Mapping[str, str | int | float], owned: Collection[str] = ()) -> bytes:
-    """`data` with `keys` in its `pv:` block: replaced, or added; a new block where there is none.
+    """`data` with `keys` set in its `pv:` block; the block is added where there is none.
 
-    Keys in `owned` that are not given are taken out.
+    Keys in `owned` that are not in `keys` are removed.
 
-    The block comes last in the text's own front matter, or on top of a text without. Every other
-    byte stays. New lines end as the file's first line does.
+    A new block comes last in the text's own front matter, or on top of a text without any. Every
+    other byte stays. New lines end as the first line of the file does.
     """
     bom, lines, body = _split(data)
-    if len(lines) == 2:  # two fences and nothing between them are text
+    if len(lines) == 2:  # two fences with nothing between them are text
         bom, lines, body = bom, [], data[len(bom) :]
     top = lines[0] if lines else body.partition(b"\n")[0] + b"\n"
     newline = b"\r\n" if top.endswith(b"\r\n") else b"\n"
@@ -61,9 +61,9 @@ def write(data: bytes, keys: Mapping[str, str | int | float], owned: Collection[
 
 
 def strip(data: bytes) -> bytes:
-    """`data` without its `pv:` block, and without front matter that held nothing else.
+    """`data` without its `pv:` block, and without front matter that is empty then.
 
-    This is what the agent is given: of a submitted text it is exactly that text.
+    The agent is given this text. It is the submitted text, byte for byte.
     """
     bom, lines, body = _split(data)
     first, last = _block(lines)
@@ -76,7 +76,7 @@ def strip(data: bytes) -> bytes:
 
 
 def _split(data: bytes) -> tuple[bytes, list[bytes], bytes]:
-    """BOM, the lines of the front matter with both fences (none: empty), and the rest."""
+    """The BOM, the lines of the front matter with both fences, and the rest of the text."""
     bom = _BOM if data.startswith(_BOM) else b""
     body = data[len(bom) :]
     lines = body.split(b"\n")
@@ -85,16 +85,16 @@ def _split(data: bytes) -> tuple[bytes, list[bytes], bytes]:
     for number, line in enumerate(lines[1:], 1):
         if line.rstrip(b" \t\r") == b"---":
             head = [text + b"\n" for text in lines[: number + 1]]
-            if number + 1 == len(lines):  # the closing fence ends the file without a newline
+            if number + 1 == len(lines):  # the file ends at the closing fence, without a newline
                 head[-1] = line
             return bom, head, b"\n".join(lines[number + 1 :])
     return bom, [], body
 
 
 def _block(lines: list[bytes]) -> tuple[int, int]:
-    """From the line after `pv:` up to the line after the block; (0, 0) where there is none.
+    """The slice of `lines` that is the block without its `pv:` line; (0, 0) where there is none.
 
-    Blank lines and comments belong to the block when more of it follows.
+    Blank lines and comments belong to the block when a key of it follows.
     """
     for number, line in enumerate(lines):
         if _BLOCK_START.fullmatch(line):
@@ -113,12 +113,12 @@ def _indent(line: bytes) -> bytes:
 
 
 def _base(block: list[bytes]) -> bytes:
-    """How far the block's own keys are indented; lines that are deeper hang below one."""
+    """The indent of the block's keys; a line with another indent is no key of the block."""
     return next((_indent(line) for line in block if _pair(line)), b"  ")
 
 
 def _pair(line: bytes) -> list[tuple[str, str]]:
-    """The line's key and raw value, or nothing."""
+    """The key and the raw value of a line, in a list; an empty list where it has none."""
     match = _KEY.fullmatch(line)
     return (
         [(match[1].decode(), (match[2] or b"").decode("utf-8", "replace").strip())] if match else []

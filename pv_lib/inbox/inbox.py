@@ -1,11 +1,11 @@
-"""The inbox and finished folders: the queue as files. Drop, scan, settle, claim, archive.
+"""The queue as files in the inbox and finished folders: drop, scan, settle, claim, archive.
 
-    inbox/<owner>/<repo>/<branch…>/    what waits (`prompt` has the names)
+    inbox/<owner>/<repo>/<branch…>/    waiting prompts (`prompt` has the names)
     finished/<same path>/<name>-<job_id>.{done,error,aborted}.md
 
-Ownership is a rename: whoever moved the file has it. Nobody else opens a path of these two
-folders, and it is done by handles only (`beneath`). Nothing here knows records or decides whether
-a text is acceptable; links, FIFOs, devices and half-written files are never opened.
+Ownership is a rename: the process that moved the file owns it. No other module opens a path in
+these two folders, and paths are opened by handles only (`beneath`). Links, FIFOs, devices and
+half-written files are never opened. Nothing here knows records or checks a text.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pv_lib.system import beneath, files
 from pv_lib.system.beneath import Root
 
 _NAME_BYTES = 255
-_TEMP_SECONDS = 3600.0  # a dot-name this old belongs to no submission that still goes on
+_TEMP_SECONDS = 3600.0  # a dot-name older than this belongs to no submission in progress
 
 
 class Inbox:
-    """The two folders, and which dropped files have held still."""
+    """The two folders, and the debounce of dropped files."""
 
     def __init__(self, root: Path, finished: Path) -> None:
         self.root = root
@@ -37,17 +37,17 @@ class Inbox:
         self._finished = Root(finished)
         self._looks: dict[Path, tuple[tuple[int, int, int], float]] = {}
         self._stuck: set[Path] = set()  # dropped files that could not be moved
-        self.unsettled = False  # whether one is being watched until it holds still
+        self.unsettled = False  # whether a dropped file has not settled yet
 
     def queue_path(self, job_id: str, repo: str, branch: str, filename: str) -> Path:
-        """Where a submission with this id is queued."""
+        """The path at which a submission with this job id is queued."""
         name = f"{tidy_stem(filename)}-{job_id}{QUEUED}"
         return self.root.joinpath(*repo.split("/"), *branch.split("/"), name)
 
     def place(self, inbox_path: str | None, job_id: str) -> Path:
-        """A record's inbox_path if it can be this job's; else a path where nothing is.
+        """A record's inbox_path if it can belong to this job; else a path that never exists.
 
-        Records can come from other hands: nothing else may be claimed or read for them.
+        Other programs write records too: theirs must not make us claim or read another file.
         """
         path = Path(inbox_path or "")
         try:
@@ -59,15 +59,15 @@ class Inbox:
         return path if inside and ours else self.root / ".nowhere"
 
     def places(self, inbox_path: str | None, job_id: str) -> list[Path]:
-        """Where the file of the job with this record can be: queued, claimed or archived."""
+        """The paths at which the job's file can be: queued, claimed or archived."""
         queued = self.place(inbox_path, job_id)
         claimed = queued.with_name(queued.name.removesuffix(QUEUED) + CLAIMED)
         return [queued, claimed, *(self._archived(queued, state) for state in ARCHIVED)]
 
     def drop(self, folder: Path, prompts: Sequence[tuple[str, bytes]]) -> None:
-        """Queue new files, as (name, bytes), durably: all or (on an error: OSError) none.
+        """Queue new files, as (name, bytes), durably: all or none. Raises OSError.
 
-        Every byte is on the disk under dot-names before the first file gets its name.
+        Every byte is on the disk under a dot-name before the first file gets its name.
         """
         with self._queue.folder(folder, make=True) as there:
             try:
@@ -78,15 +78,15 @@ class Inbox:
                 os.fsync(there.fd)
             except OSError:
                 for name in (*(name for name, _ in prompts), *(_staged(n) for n, _ in prompts)):
-                    with contextlib.suppress(OSError):  # a name that stays must not keep others
+                    with contextlib.suppress(OSError):  # one that stays must not stop the rest
                         beneath.unlink(name, there.fd)
                 raise
 
     def read(self, path: Path, limit: int) -> bytes:
-        """A prompt's file, wherever it is by now.
+        """The bytes of a prompt file in the inbox or in the finished folder.
 
-        Raises OSError where it is not there, TooLarge over `limit`, and Invalid for what is not
-        taken: see `_fault`.
+        Raises OSError where it does not exist, TooLarge above `limit` bytes, and Invalid for a
+        file that is not taken: see `_fault`.
         """
         tree = self._queue if self.root in path.parents else self._finished
         with tree.folder(path.parent) as folder:
@@ -98,16 +98,16 @@ class Inbox:
 
             try:
                 return files.read_regular(path.name, limit, dir_fd=folder.fd, check=check)
-            except PermissionError as error:  # for ever, as far as we can know
-                why = f"user id {os.geteuid()} may not read it: give it that right"
+            except PermissionError as error:  # permanent, as far as we can know
+                why = f"user id {os.geteuid()} may not read it: change its owner or mode"
                 raise Invalid(f"{path.name} cannot be read: {why}") from error
 
     def replace(self, path: Path, data: bytes) -> None:
-        """Write a queued file anew, durably."""
+        """Replace the bytes of a queued file, durably."""
         self._queue.replace(path, data)
 
     def holds(self, path: Path) -> bool:
-        """Whether something is at `path`. Where that cannot be known now it is held to be."""
+        """Whether `path` exists. An error that leaves it open counts as yes."""
         try:
             self._queue.stat(path)
         except OSError as error:
@@ -115,18 +115,18 @@ class Inbox:
         return True
 
     def closed(self) -> list[str]:
-        """The folders of the inbox that we may not read, as far as the last scan knows."""
+        """The folders of the inbox that the scans so far could not read."""
         return self._scan.closed()
 
     def scan(self, *, thorough: bool = False) -> list[Prompt]:
         """Every prompt file in the inbox, by folder and name. Links are not followed.
 
-        With `thorough` no folder waits for its turn.
+        With `thorough` every folder is checked, also the quiet ones.
         """
         return self._scan.prompts(thorough=thorough)
 
     def look_at(self, path: Path) -> Prompt | None:
-        """The prompt at `path`, None when there is none."""
+        """The prompt at `path`; None where there is none."""
         with contextlib.suppress(OSError):
             return prompt_at(self.root, path.relative_to(self.root).parts, self._queue.stat(path))
         return None
@@ -134,13 +134,13 @@ class Inbox:
     def settled(
         self, drops: Sequence[Prompt], now: float, wall: float, still: float
     ) -> list[Prompt]:
-        """Those of `drops` that have held still, oldest first.
+        """Those of `drops` that have settled, oldest first: the debounce of dropped files.
 
-        A file settles when two looks find the same inode, size and mtime, and `still` seconds
-        have gone by since its last write or, where its mtime says nothing (it lies in the
-        future), since the first look. None overtakes an older one that is not settled yet: a
-        scan may see the later of two renames and miss the earlier. What is not carried away is
-        settled at the next call too. `now` is monotonic, `wall` Unix time.
+        A file has settled when two calls find the same inode, size and mtime, and `still` seconds
+        have passed since its last write or, where its mtime is in the future, since the first
+        call. No file overtakes an older one that has not settled: a scan may see the later of two
+        renames and miss the earlier. A file that is not carried stays settled. `now` is
+        monotonic, `wall` is Unix time.
         """
         looks, self._looks, self.unsettled = self._looks, {}, False
         self._stuck &= {prompt.path for prompt in drops}
@@ -157,11 +157,11 @@ class Inbox:
         return done
 
     def _turn(self, prompt: Prompt) -> tuple[bool, int, Path]:
-        """Oldest first; but many that cannot be moved must not hold up all others."""
+        """Sorts by age; files that could not be moved come last, so that they block no other."""
         return prompt.path in self._stuck, prompt.signature[1], prompt.path
 
     def carry(self, prompt: Prompt, job_id: str) -> Path:
-        """Rename a dropped file so that it carries its job id; from here on it is ours."""
+        """Rename a dropped file so that it carries its job id. That adopts it."""
         target = prompt.path.with_name(f"{tidy_stem(prompt.stem)}-{job_id}{QUEUED}")
         self._stuck.add(prompt.path)
         self._queue.move(prompt.path, self._queue, target)
@@ -170,9 +170,9 @@ class Inbox:
         return target
 
     def claim(self, path: Path) -> Path:
-        """Take a queued file for running. FileNotFoundError: it was withdrawn just now.
+        """Claim a queued file for running. Raises FileNotFoundError where it was withdrawn.
 
-        One that was claimed before, its folder not yet synced, is claimed.
+        A file that is claimed already has its folder synced: a crash may have prevented that.
         """
         target = path.with_name(path.name.removesuffix(QUEUED).removesuffix(CLAIMED) + CLAIMED)
         if self.holds(target) and (path == target or not self.holds(path)):
@@ -183,7 +183,7 @@ class Inbox:
         return target
 
     def archive(self, path: Path, state: State) -> Path:
-        """Move a file of a terminal job to its place under the finished root."""
+        """Move the file of a terminal job into the finished folder. Returns the new path."""
         target = self._archived(path, state)
         self._queue.move(path, self._finished, target)
         return target
@@ -194,8 +194,8 @@ class Inbox:
         return place / (stem + ARCHIVED[state])
 
     def clear_temps(self, wall: float) -> None:
-        """Remove what crashed submissions left: dot-names of ours that are an hour old."""
-        root = os.path.realpath(self.root)  # fwalk enters no link, not even the root
+        """Remove temporary files of crashed submissions: our dot-names that are an hour old."""
+        root = os.path.realpath(self.root)  # fwalk follows no link, not even the root's
         for folder, inner, names, fd in os.fwalk(root):
             deep = folder.count("/") - root.count("/") >= MAX_DEPTH
             inner[:] = [] if deep else [name for name in inner if not name.startswith(".")]
@@ -208,18 +208,22 @@ class Inbox:
 
 
 def _staged(name: str) -> str:
-    """A new file's dot-name until all of its bytes are on the disk."""
+    """The temporary name of a new file, until all its bytes are on the disk."""
     return f".{name}.tmp"
 
 
 def _fault(info: os.stat_result, stranger: int | None) -> str | None:
-    """Why a prompt's open file is not read: its text may be another's secret, or a trespasser's."""
+    """Why an open prompt file is not read; None where it is.
+
+    A hard link could show a file that its author may not read; in a folder that everybody may
+    write to, a foreign user could submit jobs.
+    """
     if info.st_nlink > 1:
         return "is a hard link to a file with further names: copy it instead"
     if stranger is not None:
         return (
             f"comes from user id {stranger}, through a folder that everybody may write to; there "
-            f"only files of root and of user id {os.geteuid()} are taken: take that right from "
+            f"only files of root and of user id {os.geteuid()} are taken: remove that right from "
             "the folder (chmod o-w)"
         )
     return None

@@ -34,7 +34,10 @@ from pv_lib.system import files, space
 
 @dataclass(eq=False, slots=True)
 class _Ticket:
-    """What one submission wants stored in one folder, as (name, bytes); all or none of it."""
+    """One request's files for one folder, as (name, bytes), to be stored all or none.
+
+    `error` says why it was not stored, and is None once it was.
+    """
 
     records: list[Record]
     folder: Path
@@ -44,7 +47,7 @@ class _Ticket:
 
 
 class Intake:
-    """The door. One per process; the API and the watcher each bring their own prompts."""
+    """Makes queued jobs of submissions and dropped files. One per process; from any thread."""
 
     def __init__(
         self,
@@ -62,13 +65,13 @@ class Intake:
         self.repos = repos
         self._clock = clock
         self._ids = JobIds(clock)
-        self._desk = threading.Lock()  # held by the thread that stores for all who wait
+        self._desk = threading.Lock()  # guards the fields of waiting tickets
         self._tickets: deque[_Ticket] = deque()
-        self._keyed = threading.Lock()  # guards _recovered, and one keyed submission at a time
+        self._keyed = threading.Lock()  # guards _recovered; one keyed submission at a time
         self._recovered = False  # whether every file in the inbox has its record
 
     def submit(self, submissions: Sequence[Submission]) -> list[Record]:
-        """Accept all of `submissions`, which are for one branch, or none; then they are durable.
+        """Queue all of `submissions`, which are for one branch, durably, or none of them.
 
         Raises Invalid, NotFound, TooLarge or NoRoom; an OSError of the disk becomes NoRoom.
         """
@@ -89,10 +92,10 @@ class Intake:
         return records
 
     def _serve(self, tickets: list[_Ticket]) -> None:
-        """Store for all who wait at once.
+        """Group commit: one thread stores the tickets of all threads that wait.
 
-        Eight threads that did it side by side would take twice as long: each call of the system
-        hands the interpreter over, and each would sync the folder for itself.
+        Eight threads side by side would take twice as long: each system call hands over the
+        interpreter lock, and each thread would sync the folder again.
         """
         folders: dict[Path, list[_Ticket]] = {}
         for ticket in tickets:
@@ -108,7 +111,7 @@ class Intake:
             self._store(group)
 
     def _store(self, tickets: list[_Ticket]) -> None:
-        """Those of one folder, together or else each for itself."""
+        """Store the tickets of one folder together; if that fails, one by one."""
         drops = [drop for ticket in tickets for drop in ticket.drops]
         try:
             self._inbox.drop(tickets[0].folder, drops)
@@ -122,13 +125,13 @@ class Intake:
         for ticket in tickets:
             ticket.error = None
             for record in ticket.records:
-                with contextlib.suppress(OSError):  # the watcher can make it from the inbox file
+                with contextlib.suppress(OSError):  # the watcher rebuilds it from the inbox file
                     self._record(record)
 
     def _store_again(self, ticket: _Ticket) -> None:
-        """For itself, after those of its folder could not be stored together.
+        """Store one ticket after its group failed.
 
-        Some may have had their names by then, and the watcher may have claimed them.
+        Files that were renamed before the failure may have been claimed: they are not stored again.
         """
         both = zip(ticket.records, ticket.drops, strict=True)
         ticket.drops = [drop for record, drop in both if not self._is_taken(record)]
@@ -138,7 +141,7 @@ class Intake:
             ticket.error = None
 
     def _is_taken(self, record: Record) -> bool:
-        """Whether the watcher has it already, and perhaps brought it to its end."""
+        """Whether the watcher has claimed the job's file, or the job has even ended."""
         if self._inbox.holds(self._inbox.places(record.inbox_path, record.job_id)[1]):
             return True
         with contextlib.suppress(BadRecord, OSError):
@@ -147,9 +150,9 @@ class Intake:
         return False
 
     def submit_once(self, wanted: Submission, key: str) -> tuple[Record, bool]:
-        """As `submit`, unless `key` came before: then the first answer's record and False.
+        """Submit, unless `key` was used before. Returns the record and whether it is new.
 
-        Raises KeyReused when the key came with another request.
+        Raises KeyReused when the key was used with another request.
         """
         known = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:32]
         mark = f"{known}.{submission.fingerprint(wanted)}"
@@ -159,14 +162,14 @@ class Intake:
                 self._recovered = True
             first = self._index.marked(known)
             if first and first.idempotency != mark:
-                why = "this Idempotency-Key came before with another request: use a new key"
+                why = "this Idempotency-Key was used before with another request: use a new key"
                 raise KeyReused(why)
             if first:
                 return first, False
             return self.submit([replace(wanted, idempotency=mark)])[0], True
 
     def _recover_records(self) -> None:
-        """Of submissions that a crash left without one: their keys must not be taken twice."""
+        """Rebuild records that a crash lost, so that the index knows every idempotency key."""
         for prompt in self._inbox.scan():
             known = prompt.job_id is None or self._index.get(prompt.job_id) is not None
             if not known and not prompt.claimed and self.carries_own_block(prompt):
@@ -179,21 +182,20 @@ class Intake:
         return self.submit([submission.retry_of(old, self.prompt_of(old))])[0]
 
     def take(self, prompt: Prompt) -> tuple[Record, Path]:
-        """Make a job of a dropped file: rename it to carry an id, then give it its block.
+        """Adopt a dropped file: rename it to carry a job id, then write its block and its record.
 
-        A prompt that cannot be run becomes a job all the same, which ends `failed` with the
-        reason. Returns the record and the file's new path. Raises OSError when the file is gone
-        or not ours to move.
+        A prompt that cannot be run becomes a job as well, one that has `failed` with the reason.
+        Returns the record and the file's new path. Raises OSError when the file is gone or may
+        not be moved.
         """
         job_id = self._ids.new()
         path = self._inbox.carry(prompt, job_id)
         return self.rebuild(replace(prompt, path=path, job_id=job_id)), path
 
     def rebuild(self, prompt: Prompt, *, started: bool = False) -> Record:
-        """The record of a file that carries an id, made anew from the file alone.
+        """Make and store the record of a file that carries a job id, from the file alone.
 
-        The folders are the truth about repository and branch, the block about the rest. What
-        cannot be run fails; a job that was `started` has been checked before.
+        See `rebuild.Rebuild.record`.
         """
         log_path = self._runs.file(prompt.job_id or "", "job.log")
         now = job.stamp(self._clock())
@@ -202,13 +204,13 @@ class Intake:
         return record
 
     def carries_own_block(self, prompt: Prompt) -> bool:
-        """Whether the file's block has the job id of its name: then it is ours, and whole."""
+        """Whether the file is a queued prompt: its block has the job id of its name."""
         return self._rebuild.carries_own_block(prompt)
 
     def prompt_of(self, record: Record) -> bytes:
-        """The prompt as the agent gets it, wherever the job's file is by now.
+        """The prompt as the agent gets it, from the run folder, the inbox or the archive.
 
-        Raises NotFound when neither the run folder nor the inbox has it any more.
+        Raises NotFound when it is in none of them.
         """
         given = self._runs.folder(record.job_id) / "prompt.md"
         if given.is_file():
@@ -216,7 +218,7 @@ class Intake:
         for place in self._inbox.places(record.inbox_path, record.job_id):
             with contextlib.suppress(OSError):
                 return frontmatter.strip(self._inbox.read(place, 1 << 30))
-        raise NotFound(f"the prompt of job {record.job_id} is not there any more")
+        raise NotFound(f"the prompt of job {record.job_id} was removed: submit it again")
 
     def _check_room(self) -> None:
         floor = self._config.min_free_bytes

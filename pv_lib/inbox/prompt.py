@@ -1,6 +1,6 @@
-"""A prompt's file as its name and place tell it. Pure: nothing here opens anything.
+"""The name and path of a prompt file, and what they mean. Pure: nothing here opens a file.
 
-<name>.prompt.md or .md     dropped by a person
+<name>.prompt.md or .md     dropped
 <name>-<job_id>.prompt.md   queued
 <name>-<job_id>.running.md  claimed
 """
@@ -19,7 +19,7 @@ QUEUED, CLAIMED = ".prompt.md", ".running.md"
 ARCHIVED = {State.SUCCEEDED: ".done.md", State.FAILED: ".error.md", State.ABORTED: ".aborted.md"}
 _ID_SUFFIX = re.compile(r"(?P<stem>.*)-(?P<id>[0-9a-f]{32})")
 _SUFFIXES = (QUEUED, CLAIMED, *ARCHIVED.values(), ".md")
-STEM_BYTES = 160  # with id, suffix and a temp's dot well under the 255 bytes of a name
+STEM_BYTES = 160  # with job id, suffix and a temporary dot well below the 255 bytes of a file name
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Prompt:
     """A prompt file found in the inbox.
 
     `folders` are the names between the inbox root and the file: owner, repository, and the
-    branch's parts; fewer or odd ones where a person misplaced the file. `stem` is the name
-    without id and suffix, `job_id` None as long as the file carries none.
+    parts of the branch; a misplaced file has others. `stem` is the name without job id and
+    suffix. `job_id` is None for a dropped file.
     """
 
     path: Path
@@ -40,29 +40,29 @@ class Prompt:
 
     @property
     def repo(self) -> str:
-        """`owner/name` by the file's place."""
+        """`owner/name`, from the path."""
         return "/".join(self.folders[:2])
 
     @property
     def branch(self) -> str:
-        """The branch by the file's place."""
+        """The branch, from the path."""
         return "/".join(self.folders[2:])
 
     @property
     def filename(self) -> str:
-        """The name as its author knows it."""
+        """The name without the job id."""
         return self.stem + QUEUED
 
 
 def prompt_at(root: Path, parts: tuple[str, ...], info: os.stat_result) -> Prompt | None:
-    """The prompt that lies at `parts` below the inbox `root`; None for what is no prompt file."""
+    """The prompt at the path `parts` below the inbox `root`; None where it is no prompt file."""
     name = parts[-1]
     if not stat.S_ISREG(info.st_mode) or name.startswith(".") or not name.endswith(".md"):
         return None
     suffix = next(end for end in _SUFFIXES if name.endswith(end))
     stem = name.removesuffix(suffix)
     match = _ID_SUFFIX.fullmatch(stem)
-    ours = suffix in (QUEUED, CLAIMED)  # an archived file put back is a new drop
+    ours = suffix in (QUEUED, CLAIMED)  # an archived file that was moved back is a new drop
     return Prompt(
         path=root.joinpath(*parts),
         folders=parts[:-1],
@@ -74,7 +74,7 @@ def prompt_at(root: Path, parts: tuple[str, ...], info: os.stat_result) -> Promp
 
 
 def tidy_stem(filename: str) -> str:
-    """A filename's stem as it stands in our names: no suffix, no control characters, not long."""
+    """The stem for our own file names: no suffix, no control characters, at most STEM_BYTES."""
     stem = filename.removesuffix(".md").removesuffix(".prompt")
     text = stem.encode("utf-8", "replace").decode()
     text = "".join(c if c.isprintable() and c != "/" else "_" for c in text).lstrip(".") or "prompt"

@@ -20,7 +20,7 @@ from pv_lib.jobs.job import Record, State
 from pv_lib.jobs.options import OPTIONS
 
 _PLACE = ("job_id", "repo", "branch")
-# What the block says of the job beside its options. Only the job's own block is believed.
+# The keys of a block beside the options. They count only in the block of the job itself.
 _FACTS: Mapping[str, Callable[[str], Any]] = {
     "created_at": str,
     "source": str,
@@ -56,7 +56,7 @@ class Rebuild:
         """The record of a file whose name has a job id; the file is given its own block.
 
         A prompt that cannot be run gives a `failed` record, unless the job was `started`: then
-        it was checked before. `now` is a timestamp. Raises OSError where the file is gone.
+        it was accepted before. `now` is a timestamp. Raises OSError where the file is gone.
         """
         job_id = prompt.job_id or ""
         base = _of_path(prompt, log_path, now)
@@ -78,7 +78,10 @@ class Rebuild:
         return base
 
     def carries_own_block(self, prompt: Prompt) -> bool:
-        """Whether the block has the job id of the file's name: then the file is ours, and whole."""
+        """Whether the file is a queued prompt: its block has the job id of its name.
+
+        A file with its own block was written by us and is complete.
+        """
         try:
             data = self._read(prompt)
         except (OSError, ValetError):
@@ -90,7 +93,7 @@ class Rebuild:
 
 
 def _of_path(prompt: Prompt, log_path: str, now: str) -> Record:
-    """What the path alone says."""
+    """The record as far as the path gives it."""
     base = Record(
         job_id=prompt.job_id or "",
         branch=_as_utf8(prompt.branch),
