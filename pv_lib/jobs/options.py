@@ -48,9 +48,11 @@ class Option:
     fingerprinted: bool = True  # a request with another value is another request
 
     def accepts(self, value: Any) -> bool:
-        """Whether `value`, of the right type, is the default or within the bounds."""
-        if value is None or self.pattern is not None:
-            return value == self.default or bool(self.pattern and self.pattern.fullmatch(value))
+        """Whether `value`, of the right type or None, is within the bounds."""
+        if value is None:
+            return self.default is None
+        if self.pattern is not None:
+            return self.pattern.fullmatch(value) is not None
         return (
             (self.low is None or self.low <= value)
             and (self.above is None or self.above < value)
