@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pv_lib import stamp
-from pv_lib.agent import process
+from pv_lib.agent import process, registry
 from pv_lib.api import openapi
 from pv_lib.api.handlers import Api
 from pv_lib.api.routes import TABLE, Router
@@ -116,6 +116,8 @@ class _Site:
             workspace=Workspace(self.config.work_root, self.repos),
             journal=self.journal,
             environ=self.environ,
+            agent=registry.make(self.config),
+            launcher=process,
         )
         return Watcher(services, self.intake, self.index, self.notifier.alive)
 
@@ -218,6 +220,6 @@ def _abort_all(watcher: Watcher, journal: Journal, signals: _Signals) -> None:
     while not watcher.idle(0.1):
         if not signals.empty():
             for job_id in ids:
-                process.end_carriers(job_id, 0)
+                process.end(job_id, 0)
             watcher.idle(1)
             return

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pv_lib.agent.process import end_carriers
+from pv_lib.agent.sweep import end_carriers
 
 TREE = Path(__file__).resolve().parent.parent
 PROGRAMS = TREE / "tests" / "programs"

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pv_lib.agent import codex
-from pv_lib.agent.codex import MAX_LINE, Transcript, judge
+from pv_lib.agent.adapter import Launch
+from pv_lib.agent.codex import Codex, CodexTranscript
+from pv_lib.agent.transcript import MAX_LINE, Transcript
 from pv_lib.jobs.job import State
 from pv_lib.settings import config
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures" / "codex").glob("*.jsonl"))
+judge = Codex(config.load({})).judge
 TURN = b'{"type":"turn.completed","usage":{"input_tokens":3,"output_tokens":1}}'
 TURN_LOG = "\ntokens: 3 in (0 cached), 1 out\n"
 TIMED = "2026-11-22T16:15:10.418529Z ERROR codex_core::tools::router: error="
@@ -96,7 +98,7 @@ tokens: 1200 in (200 cached), 34 out
 
 def fold(pieces: Iterable[bytes]) -> tuple[bytes, Transcript]:
     """The log of an output that came in `pieces`, and what was seen in it."""
-    seen = Transcript()
+    seen = CodexTranscript()
     log = b"".join([seen.feed(piece) for piece in pieces])
     return log + seen.finish(), seen
 
@@ -160,7 +162,7 @@ def test_what_a_run_leaves_for_the_record() -> None:
 
 
 def test_the_activity_tells_what_the_agent_is_doing() -> None:
-    seen = Transcript()
+    seen = CodexTranscript()
     told = []
     for line in [*fixture("failing_command").splitlines(keepends=True)[1:], item("started")]:
         seen.feed(line)
@@ -176,7 +178,7 @@ def test_the_activity_tells_what_the_agent_is_doing() -> None:
 
 
 def test_the_activity_is_one_short_printable_line() -> None:
-    seen = Transcript()
+    seen = CodexTranscript()
     text = "\n\n  first\x1b[31m\tline " + "x" * 500 + "\nsecond"
     seen.feed(item("completed", type="agent_message", text=text))
     assert seen.activity is not None and seen.activity.startswith("first [31m line xxx")
@@ -292,7 +294,7 @@ def test_an_event_cut_short_does_not_hide_the_next_one() -> None:
 
 
 def test_any_number_of_events_may_share_a_line() -> None:
-    seen = Transcript()
+    seen = CodexTranscript()
     seen.feed(b'{"type":"turn.started"}' * 2000 + TURN + b"\n")
     assert seen.turn == "completed"
 
@@ -395,20 +397,21 @@ def test_the_agent_gets_only_what_is_on_the_list() -> None:
         **{"AWS_SECRET_ACCESS_KEY": "s", "GITHUB_TOKEN": "s", "SSH_AUTH_SOCK": "s", "path": "p"},
         **{"MY_KEY_2": "not asked for", "LD_PRELOAD": "x", "XCODEX_HOME": "x", "PYTHONPATH": "x"},
     }
-    assert codex.environment({**given, **kept_back}, ("MY_KEY", "NOT_SET")) == given
+    agent = Codex(config.load({"PV_CODEX_ENV": "MY_KEY,NOT_SET"}))
+    assert agent.environ({**given, **kept_back}) == given
 
 
 def test_the_command_line_of_a_run() -> None:
     settings = config.load({"PV_CODEX_ARGS": "-c 'a = \"b c\"'", "PV_CODEX_MODEL": "gpt-x"})
     tree, message = Path("/work/tree"), Path("/runs/1/last-message.md")
-    argv = codex.command(settings, "/bin/codex", None, tree, message, git=True)
+    argv = Codex(settings).argv("/bin/codex", Launch(tree, message, None, git=True))
     assert argv == [
         *("/bin/codex", "exec", "--json", "--color", "never", "--sandbox", "workspace-write"),
         *("--cd", "/work/tree", "--output-last-message", "/runs/1/last-message.md"),
         *("--model", "gpt-x", "-c", 'a = "b c"', "-"),
     ]
-    argv = codex.command(settings, "codex", "own", tree, message, git=False)
+    argv = Codex(settings).argv("codex", Launch(tree, message, "own", git=False))
     assert argv[argv.index("--model") + 1] == "own"
     assert "--skip-git-repo-check" in argv and argv[-1] == "-"
-    argv = codex.command(config.load({}), "codex", None, tree, message, git=True)
+    argv = Codex(config.load({})).argv("codex", Launch(tree, message, None, git=True))
     assert "--model" not in argv and "--skip-git-repo-check" not in argv

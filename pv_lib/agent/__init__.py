@@ -1,5 +1,11 @@
-"""The agent: how it is started, what its output says, how it ends.
+"""The agent: the program that does a job, and the process it runs in.
 
-process   spawn, adopt, signal, sweep
-codex     Codex's command line and events
+transcript  raw output to log text, facts and verdict; what all agents share
+adapter     the protocol of an agent
+codex       Codex: command line, environment, events
+registry    the table of agents
+program     finds an agent's executable
+launcher    the protocol of the process behind an agent
+sweep       finds and ends every process of a job
+process     the local launcher
 """

@@ -1,12 +1,13 @@
-"""The agent as processes: spawn, adopt, signal, sweep. Knows nothing of records or events.
+"""The local launcher: an agent as a process of this machine. The module is a `Launcher`.
 
-Three files in the run folder outlive this server and tell any later one where things stand:
+Knows nothing of records or events. Three files in the run folder outlive this server and give any
+later one the agent's state:
 
     agent.lock  held (flock) by the `sh` around the agent as long as the agent lives; no pid to
                 be reused, no heartbeat to be late. It holds the boot id, written durably before
                 the agent can start.
-    agent.pid   written by that `sh` before it starts the agent: its pid, also the group's. As soon
-                as it is not empty the agent may have started; a rename would cost a process
+    agent.pid   written by that `sh` before it starts the agent: its pid, also the group's. Once it
+                is not empty the agent may have started (a rename would cost a process)
     agent.exit  the agent's exit status, by rename, before the lock falls free
 
 The agent's three streams are files, so it works on when the server dies. The lock is the
@@ -18,19 +19,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 
+from pv_lib.agent import sweep
+from pv_lib.agent.launcher import MARKER, RAW, Trace
 from pv_lib.errors import JobFailed
 from pv_lib.system import files
 
-MARKER = "PV_JOB_ID"
-_LOOKS = 50  # at /proc, where something forks all the time: far more than a chain escapes
 # A full disk must not cost the exit status: the last loop waits for room, holding the lock.
 # `trap :` rather than `trap ''`: an ignored signal would be inherited by the agent.
 _WRAPPER = """\
@@ -46,19 +44,11 @@ done 2>/dev/null
 """
 
 
-class Trace(Enum):
-    """What a run folder tells about its agent."""
-
-    NEVER = "never"  # it has not started: safe to start it
-    ALIVE = "alive"  # it runs now: adopt it
-    OVER = "over"  # it ran and is gone
-
-
 def trace(run: Path) -> Trace:
-    """Whether the agent of this run folder was never started, lives, or is over.
+    """Whether the agent of this run folder was never started, runs, or is over.
 
-    Without an agent.pid nothing was started, unless the machine went down in between: then the
-    file may have been lost with the power, and the job counts as over, for no job runs twice.
+    Without an agent.pid nothing was started, unless the machine has been rebooted since: the file
+    may have been lost then. Such a job counts as over, because no job runs twice.
     """
     try:
         fd = _open_lock(run)
@@ -78,7 +68,7 @@ def trace(run: Path) -> Trace:
         os.close(fd)
 
 
-class Agent:
+class LocalProcess:
     """One running or ended agent, started by this server or by one before it."""
 
     def __init__(self, run: Path, job_id: str, child: subprocess.Popen[bytes] | None) -> None:
@@ -123,11 +113,11 @@ class Agent:
     def signal(self, number: signal.Signals) -> None:
         """Signal the agent's group, if it is still this agent's.
 
-        The held lock says that the leader lives, its marker that the pid is the leader's: whatever
-        agent.pid may say by now, no stranger is signalled.
+        The held lock proves that the leader lives, its marker that the pid is the leader's. So no
+        stranger is signalled, whatever agent.pid contains.
         """
         pid = self.pid
-        if pid is not None and self.alive() and _carries(pid, self.job_id):
+        if pid is not None and self.alive() and sweep.carries(pid, self.job_id):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, number)
 
@@ -138,8 +128,8 @@ def spawn(
     argv: Sequence[str],
     cwd: Path,
     environ: Mapping[str, str],
-) -> Agent:
-    """Start `argv` in a session of its own, stdin from prompt.md, output to codex.jsonl.
+) -> LocalProcess:
+    """Start `argv` in a session of its own, stdin from prompt.md, output to RAW.
 
     Raises OSError where the system cannot start a process now (files.TRANSIENT), JobFailed
     (`spawn_failed`) where it never will. In both cases nothing was started.
@@ -150,7 +140,7 @@ def spawn(
         files.write(lock, _boot_id())  # whole or not at all: an empty one would look like a loss
         fd = os.open(lock, os.O_RDWR)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with (run / "codex.jsonl").open("ab") as output:
+        with (run / RAW).open("ab") as output:
             child = subprocess.Popen(
                 ["/bin/sh", "-c", _WRAPPER, f"pv-job-{job_id}", str(run), *argv],
                 stdin=fd,
@@ -167,74 +157,17 @@ def spawn(
     finally:
         if fd >= 0:
             os.close(fd)
-    return Agent(run, job_id, child)
+    return LocalProcess(run, job_id, child)
 
 
-def find_program(name: str, path: str | None) -> str:
-    """Where the agent's program is; `path` is the PATH to search.
-
-    Raises JobFailed (`spawn_failed`) with what to do when there is none that can be executed.
-    """
-    program = shutil.which(name, path=path)
-    if program:
-        return program
-    if "/" in name and os.path.exists(name):
-        what = "is not an executable file: chmod +x it, or name another"
-    else:
-        what = "is not there: install Codex (npm install -g @openai/codex) or name its path"
-    raise JobFailed("spawn_failed", f"PV_CODEX_BIN={name} {what}, then retry the job")
-
-
-def adopt(run: Path, job_id: str) -> Agent:
+def adopt(run: Path, job_id: str) -> LocalProcess:
     """The agent that an earlier server started for this run folder."""
-    return Agent(run, job_id, None)
+    return LocalProcess(run, job_id, None)
 
 
-def carriers(job_id: str) -> list[int]:
-    """Every process whose environment carries the job's marker, zombies excluded."""
-    return sweep(job_id, None)
-
-
-def sweep(job_id: str, number: signal.Signals | None) -> list[int]:
-    """Signal every process that carries the job's marker; the pids that were seen.
-
-    One look at /proc can fall between two forks of a chain that starts its successor and ends. So
-    finding none counts only if nothing forked during the look. The newest are read first, and
-    signalled at once, before they fork; what one look read and found to be a stranger is not read
-    again, which makes each further look short.
-    """
-    strangers = {os.getpid()}
-    for look in range(_LOOKS):
-        forks, found = _forks(), []
-        pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
-        for pid in sorted(pids - strangers, reverse=True):
-            environ = _environ(pid)
-            if _mark(job_id) in environ:
-                found.append(pid)
-                if number is not None:
-                    _signal_carrier(pid, job_id, number)
-            elif any(environ):  # it is empty for a moment during exec: those are read again
-                strangers.add(pid)
-        if found or (look > 0 and forks == _forks()):
-            return found
-    return []
-
-
-def end_carriers(job_id: str, grace: float) -> None:
-    """End whatever still carries the job's marker: SIGTERM, `grace` seconds, then SIGKILL.
-
-    A stopped process is continued so that it can obey. Killing goes on until a look finds none,
-    so that a process forking for ever is caught between two forks.
-    """
-    if not sweep(job_id, signal.SIGTERM):
-        return
-    sweep(job_id, signal.SIGCONT)
-    deadline = time.monotonic() + grace
-    while carriers(job_id) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    give_up = time.monotonic() + 5
-    while sweep(job_id, signal.SIGKILL) and time.monotonic() < give_up:
-        time.sleep(0.002)
+def end(job_id: str, grace: float) -> None:
+    """End every process of the job on this machine."""
+    sweep.end_carriers(job_id, grace)
 
 
 def _left_traces(run: Path) -> bool:
@@ -258,39 +191,3 @@ def _held(fd: int) -> bool:
 
 def _boot_id() -> bytes:
     return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
-
-
-def _mark(job_id: str) -> bytes:
-    return f"{MARKER}={job_id}".encode()
-
-
-def _environ(pid: int) -> list[bytes]:
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return file.read().split(b"\0")
-    except OSError:
-        return []
-
-
-def _carries(pid: int, job_id: str) -> bool:
-    return _mark(job_id) in _environ(pid)
-
-
-def _forks() -> bytes:
-    """How many processes and threads the machine has started since boot, from /proc/stat."""
-    text = Path("/proc/stat").read_bytes()
-    return text[text.index(b"\nprocesses ") :].split(b"\n", 2)[1]
-
-
-def _signal_carrier(pid: int, job_id: str, number: signal.Signals) -> None:
-    """Signal through a pidfd, with the marker read again behind it: never a stranger."""
-    try:
-        handle = os.pidfd_open(pid)
-    except OSError:
-        return
-    try:
-        if _carries(pid, job_id):
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(handle, number)
-    finally:
-        os.close(handle)

@@ -17,8 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pv_lib.agent import process
-from pv_lib.agent.process import Trace
+from pv_lib.agent.launcher import Trace
 from pv_lib.errors import BadRecord
 from pv_lib.inbox.intake import Intake
 from pv_lib.inbox.prompt import Prompt
@@ -154,7 +153,10 @@ class Watcher:
             if record.state is not State.RUNNING or self._is_active(record.job_id):
                 continue
             prompt = prompts.get(record.job_id)
-            if process.trace(self._services.runs.folder(record.job_id)) is not Trace.NEVER:
+            if (
+                self._services.launcher.trace(self._services.runs.folder(record.job_id))
+                is not Trace.NEVER
+            ):
                 self._start(record, prompt.path if prompt else None)
             else:
                 path = (
@@ -290,7 +292,7 @@ class Watcher:
         if prompt.claimed and not folder.exists():
             self._start(Record(job_id, repo=prompt.repo), prompt.path)
             return
-        started = prompt.claimed and process.trace(folder) is not Trace.NEVER
+        started = prompt.claimed and self._services.launcher.trace(folder) is not Trace.NEVER
         record = self._record_of(prompt, started)
         if started:
             if record.state is State.CREATED:

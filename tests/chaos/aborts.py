@@ -15,7 +15,7 @@ from chaos.common import HERE, Chaos, alive, clear, repositories, settings
 from chaos.shapes import SHAPES
 from harness import Valet, program, until
 
-from pv_lib.agent.process import MARKER
+from pv_lib.agent.launcher import MARKER
 
 GRACE, AFTER, AT_ONCE = 1.0, 2.0, 6
 OTHER_ID = "0123456789abcdef0123456789abcdef"

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from harness import Answer, Process, Valet, until
 
-from pv_lib.agent.process import MARKER, carriers, end_carriers
+from pv_lib.agent.launcher import MARKER
+from pv_lib.agent.sweep import carriers, end_carriers
 
 HERE = Path(__file__).resolve().parent
 TERMINAL = ("succeeded", "failed", "aborted")

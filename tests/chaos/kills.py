@@ -23,7 +23,8 @@ from chaos.common import (
 )
 from harness import Valet, program
 
-from pv_lib.agent.process import Trace, trace
+from pv_lib.agent.launcher import Trace
+from pv_lib.agent.process import trace
 
 SUBMITTERS, REPOSITORIES, BACKLOG = 4, 8, 24
 
