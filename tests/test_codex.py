@@ -255,6 +255,17 @@ def test_a_usage_limit_told_in_an_error_alone_is_one() -> None:
     assert judge(fold([output])[1], 1).reason == "usage_limit"
 
 
+def test_a_turn_that_starts_after_a_failed_one_is_judged_by_its_own_end() -> None:
+    failed = b'{"type":"turn.failed","error":{"message":"hit your usage limit"}}\n'
+    started = b'{"type":"turn.started"}\n'
+    seen = fold([started, failed, started])[1]
+    assert (seen.turn, seen.error) == (None, None)
+    assert judge(seen, 0).reason == "turn_failed" and judge(seen, 1).reason == "exit_code"
+    seen = fold([started, failed, started, TURN])[1]
+    assert judge(seen, 0).state is State.SUCCEEDED
+    assert judge(fold([started, TURN, b"\n", failed])[1], 1).reason == "usage_limit"
+
+
 def test_the_verdict_names_what_the_agent_said() -> None:
     assert judge(fold([fixture("fail_400")])[1], 1).error == "The request is bad."
     assert "CODEX_HOME points to" in (judge(fold([fixture("no_home")])[1], 1).error or "")

@@ -198,6 +198,19 @@ def test_an_agent_that_prints_plain_text(valet: Valet) -> None:
     assert valet.log(job_id) == "just text\nand this\n"
 
 
+def test_an_agent_may_stop_after_a_failed_turn_and_take_up_another(
+    make_valet: Callable[..., Valet],
+) -> None:
+    valet = make_valet(PV_ABORT_GRACE_SECONDS="0.2")
+    valet.start()
+    failed = 'fake: raw {"type":"turn.failed","error":{"message":"it broke"}}'
+    started = 'fake: raw {"type":"turn.started"}'
+    job_id = valet.submit(f"{failed}\n{started}\nfake: lines 4 0.2\nfake: say done")["job_id"]
+    record = valet.await_end(job_id)
+    assert (record["state"], record["error"], record["exit_code"]) == ("succeeded", None, 0)
+    assert "line 4\n\ndone\n" in valet.log(job_id)
+
+
 @pytest.mark.parametrize(
     ("steps", "reason", "error"),
     [

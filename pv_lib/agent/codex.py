@@ -107,7 +107,7 @@ class CodexTranscript(Transcript):
         if kind == "thread.started":
             self.thread_id = _text(event, "thread_id")[:ID_CHARS] or None
         elif kind == "turn.started":
-            self.activity = "thinking"
+            self.turn, self.error, self.activity = None, None, "thinking"
         elif kind == "turn.completed":
             self._turn_completed(event)
         elif kind == "turn.failed":
