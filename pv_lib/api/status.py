@@ -1,6 +1,6 @@
-"""The status: what an operator wants to know at a glance, and what needs a person.
+"""The status of the whole server, as JSON: jobs, queue, folders, limits, and problems for a person.
 
-It looks and reports. Nothing here changes anything, or knows HTTP.
+Reads and reports; changes nothing and knows no HTTP.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from pv_lib.jobs.job import State
 from pv_lib.settings.config import SETTINGS, Config
 from pv_lib.system import space
 
-_ALIVE_POLLS = 5  # poll intervals after which a silent watcher counts as gone
-_LOOK_SECONDS = 0.5
+_ALIVE_POLLS = 5  # poll intervals without a heartbeat after which the watcher counts as gone
+_LOOK_SECONDS = 0.5  # for which a look at the disk is good
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What takes dozens of calls to find out, encoded but for its end, and when it was (Unix)."""
+    """The half of the status that takes dozens of system calls, and the Unix time it was read at.
+
+    `start` is JSON without the closing brace.
+    """
 
     at: float
     start: bytes
@@ -34,7 +37,7 @@ class _Look:
 
 
 class Overview:
-    """The parts it reports on. `started` is Unix time."""
+    """Makes the status of the parts it is given. `started` is Unix time."""
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class Overview:
         return b"%b, %b\n" % (look.start, _json(plain)[1:])
 
     def _look(self, now: float) -> _Look:
-        """At the disk, again when the last time was half a second ago."""
+        """The last look at the disk, or a new one when that is half a second old."""
         last = self._looked
         if last is not None and last.at <= now < last.at + _LOOK_SECONDS:
             return last
@@ -115,7 +118,7 @@ class Overview:
                 found.append(f"the {name} root {root['path']} is not there")
             elif not root["writable"]:
                 found.append(f"the {name} root {root['path']} is not writable")
-            elif name in ("inbox", "runs") and root["free_bytes"] < limit:
+            elif name in ("inbox", "runs") and space.is_low(self._config.roots[name], limit):
                 found.append(f"the {name} root has less than PV_MIN_FREE_BYTES={limit} free")
         return found
 

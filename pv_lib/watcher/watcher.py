@@ -229,7 +229,7 @@ class Watcher:
         """Whether the disks of runs and work trees are above the floor; notes one that is not."""
         limit = self._config.min_free_bytes
         for root in (self._services.runs.root, self._services.workspace.root):
-            if space.free_bytes(root) < limit:
+            if space.is_low(root, limit):
                 self._notes.add(f"no job starts: {root} is below PV_MIN_FREE_BYTES={limit}")
                 return False
         return True
