@@ -1,14 +1,13 @@
-"""The composition root: `serve` and `watch` build the parts, start the threads, await a signal.
+"""The composition root: `serve` and `watch` build the parts, start the threads, wait for a signal.
 
-The one place that knows all rooms of the server. It parses no command line: `cli.main` does, and
-turns the errors that come out of here into text.
+The only module that imports every room of the server. It parses no command line and prints no
+error: `cli.main` does both.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import threading
 import time
@@ -40,15 +39,16 @@ from pv_lib.settings.config import Config
 from pv_lib.system import journal, parent
 from pv_lib.system.journal import Journal
 from pv_lib.system.notify import Notifier
+from pv_lib.system.signals import Signals
 from pv_lib.watcher.watcher import Watcher
 
-_WATCHER_DIED = 0  # beside the numbers of signals
+_WATCHER_DIED = 0  # put among the signals, whose numbers begin at 1
 
 
 def serve(*, no_watcher: bool) -> int:
-    """Answer HTTP and, unless it is off, watch the inbox; until a signal."""
+    """Answer HTTP and, unless the watcher is off, run the jobs, until a signal; the exit code."""
     site = _Site(os.environ, no_watcher=no_watcher)
-    signals = _Signals()
+    signals = Signals()
     watcher = site.watcher() if site.config.watcher else None
     followers = Followers(site.journal)
     server = _bind(site, watcher, followers)
@@ -74,9 +74,9 @@ def serve(*, no_watcher: bool) -> int:
 
 
 def watch() -> int:
-    """Watch the inbox and run the jobs, without HTTP; until a signal."""
+    """Run the jobs, without HTTP, until a signal; the exit code."""
     site = _Site(os.environ)
-    signals = _Signals()
+    signals = Signals()
     watcher = site.watcher()
     watcher.acquire()
     site.index.start(site.journal.error)
@@ -87,7 +87,10 @@ def watch() -> int:
 
 
 class _Site:
-    """The parts that every long-running command is made of, wired from the environment."""
+    """The parts that `serve` and `watch` share, made from the environment.
+
+    Raises ConfigFault for settings and folders that cannot be used.
+    """
 
     def __init__(self, environ: Mapping[str, str], *, no_watcher: bool = False) -> None:
         os.umask(0o077)
@@ -101,13 +104,13 @@ class _Site:
         self.journal = Journal(priorities=journal.listens(environ))
         runs = Runs(self.config.runs_root)
         self.index = Index(runs)
-        self.notifier = Notifier(environ, lambda: _in_short(self.index.counts()))
+        self.notifier = Notifier(environ, lambda: _status_line(self.index.counts()))
         self.inbox = Inbox(self.config.inbox_root, self.config.finished_root)
         self.repos = Repos(self.config.repos_root, Git(environ), self.config.git_clone_url)
         self.intake = Intake(self.config, self.index, self.inbox, self.repos)
 
     def watcher(self) -> Watcher:
-        """The watcher with the services its jobs share; not yet the owner of the runs root."""
+        """The watcher, with the services that its jobs share; it does not hold its lock yet."""
         services = Services(
             config=self.config,
             runs=self.index.runs,
@@ -122,12 +125,13 @@ class _Site:
         return Watcher(services, self.intake, self.index, self.notifier.alive)
 
 
-def _in_short(counts: Mapping[str, int]) -> str:
-    """How many jobs are in each state, for one line of `systemctl status`."""
+def _status_line(counts: Mapping[str, int]) -> str:
+    """How many jobs are in each state, as `systemctl status` shows it."""
     return ", ".join(f"{number} {state}" for state, number in counts.items())
 
 
 def _bind(site: _Site, watcher: Watcher | None, followers: Followers) -> Server:
+    """The HTTP server with its routes, bound to its port; it does not accept yet."""
     config = site.config
     host = f"[{config.bind_host}]" if ":" in config.bind_host else config.bind_host
     gate = Gate(frozenset({*config.allowed_hosts, host}), config.api_token)
@@ -161,48 +165,21 @@ def _bind(site: _Site, watcher: Watcher | None, followers: Followers) -> Server:
         ) from error
 
 
-class _Signals:
-    """What ends the process, as bytes in a pipe that the main thread reads.
+def _start_watcher(watcher: Watcher, journal: Journal, signals: Signals) -> None:
+    """Start its thread; an unexpected error in it ends the process."""
 
-    The interpreter writes them there itself, whichever thread the system interrupts: a main thread
-    that waits for a lock would not hear of a signal that another thread got.
-    A handler of our own for SIGINT also resets it for the agents: started by a shell in the
-    background, we would otherwise pass on an ignored SIGINT, and an abort would do nothing.
-    """
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: None)
-        signal.set_wakeup_fd(self._write)
-
-    def put(self, number: int) -> None:
-        """As if signal `number` had come."""
-        os.write(self._write, bytes([number]))
-
-    def get(self) -> int:
-        """Wait for the next."""
-        return os.read(self._read, 1)[0]
-
-    def empty(self) -> bool:
-        """Whether none has come since."""
-        return not select.select([self._read], [], [], 0)[0]
-
-
-def _start_watcher(watcher: Watcher, journal: Journal, signals: _Signals) -> None:
     def run() -> None:
         try:
             watcher.run()
-        except Exception as error:  # noqa: BLE001 - the top of a thread: the process ends
+        except Exception as error:  # noqa: BLE001 - the top of a thread
             journal.error(f"the watcher died: {type(error).__name__}: {error}")
             signals.put(_WATCHER_DIED)
 
     threading.Thread(target=run, name="watcher", daemon=True).start()
 
 
-def _run_until_signal(watcher: Watcher | None, site: _Site, signals: _Signals) -> int:
-    """Wait for the end and let go of the jobs, or (Ctrl-C) abort them first."""
+def _run_until_signal(watcher: Watcher | None, site: _Site, signals: Signals) -> int:
+    """Wait for a signal, then leave the jobs running or, on SIGINT, abort them; the exit code."""
     number = signals.get()
     if watcher and number == signal.SIGINT:
         _abort_all(watcher, site.journal, signals)
@@ -213,7 +190,8 @@ def _run_until_signal(watcher: Watcher | None, site: _Site, signals: _Signals) -
     return 1 if number == _WATCHER_DIED else 0
 
 
-def _abort_all(watcher: Watcher, journal: Journal, signals: _Signals) -> None:
+def _abort_all(watcher: Watcher, journal: Journal, signals: Signals) -> None:
+    """Abort every running job and wait for its end; a second signal kills the agents at once."""
     ids = watcher.abort_running()
     if ids:
         journal.info(f"aborting {', '.join(ids)}; press Ctrl-C again to kill at once")
