@@ -1,7 +1,7 @@
-"""The OpenAPI 3.1 document, made from the table of routes and nothing else. Pure.
+"""The OpenAPI 3.1 document, made from the routing table and nothing else. Pure.
 
-An operation says here what it takes and answers; what every request can run into (the gate, the
-limits, a fault of ours) is added to each, so that it need not be written down for any.
+An `Operation` lists what is particular to it. The problems that any request can have (access,
+limits, an internal error) are added to each here.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ class Body:
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of one path, as far as a client can see it.
+    """One method of one path, as a client sees it.
 
-    `gives` are the headers of its answer and what they mean; `token_only` means that a session
-    does not open it.
-    `problems` are the statuses it can fail with beside those that every operation has; what comes
-    `later` is there once the agent has written it, and 404 until then.
+    `gives` are the headers of its answer and their meanings. `token_only`: a session is not
+    enough. `problems` are the statuses it can fail with, beside those that every operation has.
+    `later`: the answer is 404 until the agent has written it.
     """
 
     method: str

@@ -1,7 +1,7 @@
-"""The table of routes: what may be asked, which method of `api` answers, what it takes and gives.
+"""The routing table: each method and path, its handler, its parameters, bodies and answers.
 
-A path that does not stand here does not exist. The checks of parameters, OPTIONS, 405 and the
-OpenAPI document all come from the table. Nothing here knows what an answer says.
+A path that is not in the table is answered with 404. The checks of parameters, OPTIONS, 405 and the
+OpenAPI document are made from the table. What an answer contains is decided in `handlers`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _JOB = f"{_V1}/jobs/{{job_id}}"
 _MARKDOWN = Body("text/markdown")
 _LOCATION = {"Location": "the job's path"}
 _OFFSETS = {
-    "X-Log-Offset": "the log's byte at which the text begins",
-    "X-Next-Offset": "the byte behind it: the offset to go on from",
+    "X-Log-Offset": "the byte of the log at which the text begins",
+    "X-Next-Offset": "the byte after the text: the offset of the next request",
 }
 _COOKIE = {"Set-Cookie": "the session, where there is a token"}
 
 
 @dataclass(frozen=True)
 class Route:
-    """One row: an operation, and the method of `Api` that answers it."""
+    """One row: an operation, and the method of `Api` that handles it."""
 
     operation: Operation
     handler: Handler
@@ -138,12 +138,12 @@ _ID = "{job_id}"
 
 @dataclass(frozen=True)
 class Router:
-    """From a request to its route; what the server calls."""
+    """Finds a request's route and calls its handler; the server calls it."""
 
     api: Api
 
     def __call__(self, request: Request) -> Answer:
-        """Find the route and ask it. Raises ValetError for the server to tell."""
+        """The answer to a request. Raises ValetError, which the server turns into a problem."""
         if request.method == "OPTIONS" and request.segments == ("",):
             return Response(204, headers={"Allow": "DELETE, GET, HEAD, OPTIONS, POST"})
         routes, job_id = _find(request.segments)
@@ -164,7 +164,7 @@ class Router:
 
 
 def _find(segments: tuple[str, ...]) -> tuple[dict[str, Route] | None, str]:
-    """The methods of a path, and the job id in it."""
+    """The routes of a path by method, None where there are none, and the job id in it."""
     if segments in _PATHS:
         return _PATHS[segments], ""
     if len(segments) < 4:

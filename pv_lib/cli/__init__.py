@@ -1,6 +1,6 @@
 """The command line.
 
-main      the entry of every command, and errors as text
+main      the entry point of every command, and errors as text
 commands  the table of commands, and the parser made from it
 setup     install, upgrade, uninstall
 demo      the main job from end to end, in a temporary root

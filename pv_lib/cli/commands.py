@@ -15,9 +15,9 @@ _DRY_RUN = ("--dry-run", {"action": "store_true", "help": "say each step and tak
 
 
 class Command(NamedTuple):
-    """One row: the command, and the function that gets its arguments by name.
+    """One row: a command, and the function that is called with its arguments by name.
 
-    `arguments` are what argparse takes for each.
+    Each of `arguments` is a name and the keywords of argparse's add_argument.
     """
 
     name: str
@@ -84,28 +84,28 @@ COMMANDS = (
 
 
 class Fault(Exception):
-    """Wrong usage, as one sentence."""
+    """Wrong usage; its text is one sentence."""
 
 
 def parse(argv: Sequence[str] | None) -> tuple[Command, dict[str, Any]]:
-    """The command that is called and its arguments by name. Raises Fault; --help ends here."""
+    """The called command and its arguments by name. Raises Fault; --help prints and exits."""
     given = vars(_parser().parse_args(argv))
     return given.pop("command"), given
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Reports wrong usage in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise it, for whoever turns errors into text."""
+        """Raise it as a Fault, which `main` prints."""
         raise Fault(f"{message} (see {self.prog} --help)")
 
 
 class _TopParser(_Parser):
-    """Adds the table of settings to its help, which no other call needs."""
+    """The parser of the program: its help ends with the table of settings."""
 
     def format_help(self) -> str:
-        """As argparse has it, and the settings."""
+        """The help of argparse, and the settings, whose module is loaded for nothing else."""
         settings = importlib.import_module(_SETTINGS).describe()
         return f"{super().format_help()}\nsettings, from the environment:\n{settings}\n"
 

@@ -1,7 +1,7 @@
-"""`pv demo`: the main job from end to end, in a root of its own, on a terminal.
+"""The command `demo`: runs one job from end to end in a root of its own, and shows it.
 
-A guest in its own house: it starts the real server as its own process and talks to it over HTTP.
-Whatever it makes lies under one folder and goes with it, unless `--keep` names the folder.
+It starts the real server as a child process and is an HTTP client of it. All it makes lies in one
+folder, which is removed at the end unless `--keep` names it.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _GIT = ("git", "-c", "user.name=Demo", "-c", "user.email=demo@localhost")
 
 
 def demo(*, keep: Path | None) -> int:
-    """Run the demo with this very file, on the terminal; its exit code."""
+    """Run the demo with the running pv.pyz; its exit code. It leaves its folder at `keep`."""
     program = [sys.executable, os.path.abspath(sys.argv[0])]
     return run(program, os.environ, keep, sys.stdout)
 
 
 def run(program: list[str], environ: Mapping[str, str], keep: Path | None, out: TextIO) -> int:
-    """Run the demo; 0 when the job succeeded. `program` is how this very build is started.
+    """Run the demo; 0 when the job succeeded, else 1. `program` starts the server.
 
-    Raises ValetError where the demo itself cannot go on.
+    Raises ValetError where the demo itself fails.
     """
     codex, why_not = _find_codex(environ)
     if codex:
@@ -102,7 +102,7 @@ def _one_job(client: Client, root: Path, real: bool, out: TextIO) -> str:
 
 
 def _await_server(server: subprocess.Popen[bytes], log: Path) -> Client:
-    """Wait until the server says where it listens."""
+    """Wait until the server logs where it listens; a client of it."""
     while True:
         text = log.read_text("utf-8", "replace")
         found = re.search(r"listening on http://([\d.]+):(\d+)", text)
@@ -116,7 +116,7 @@ def _await_server(server: subprocess.Popen[bytes], log: Path) -> Client:
 
 
 def _find_codex(environ: Mapping[str, str]) -> tuple[str | None, str]:
-    """Where a Codex is that could run a job, else why there is none."""
+    """The path of a Codex that could run a job, else None and the reason."""
     name = environ.get("PV_CODEX_BIN") or "codex"
     program = shutil.which(name, path=environ.get("PATH"))
     if program is None:
@@ -150,7 +150,7 @@ def _own_provider(environ: Mapping[str, str]) -> bool:
 
 
 def _settings(environ: Mapping[str, str], root: Path, agent: str) -> dict[str, str]:
-    """The server's environment: the caller's, without its settings but those of Codex."""
+    """The server's environment: the caller's, of whose settings only those of Codex are kept."""
     kept = {
         name: value
         for name, value in environ.items()

@@ -1,8 +1,7 @@
-"""The entry of every command: finds it, runs it, turns errors into one line on stderr.
+"""The entry point of every command: finds it, runs it, turns errors into one line on stderr.
 
-A module is imported when it is called for and not before, so that a short command starts without
-argparse and without the server; once imported, a command has all it needs. Exit codes: 0 done, 1
-failed, 2 wrong usage or settings.
+It imports a command's module when the command is called, so that a short command loads neither
+argparse nor the server. Exit codes: 0 done, 1 failed, 2 wrong usage or settings.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pv_lib.errors import ConfigFault, ValetError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. `argv` is without the program, by default sys.argv's."""
+    """Run one command; its exit code. `argv` are the words after the program, by default ours."""
     words = sys.argv[1:] if argv is None else list(argv)
     if words == ["--version"]:
         print(f"Prompt Valet {stamp.FULL}")
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValetError as error:
         _complain(error.detail)
         code = 1
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:

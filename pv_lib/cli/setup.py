@@ -1,4 +1,4 @@
-"""`install`, `upgrade` and `uninstall` as commands: what they work on is the file that runs."""
+"""The commands `install`, `upgrade` and `uninstall`, which work on the running pv.pyz."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def install(*, token: bool, dry_run: bool) -> int:
 
 
 def upgrade(*, file: Path | None, dry_run: bool) -> int:
-    """Put another version in the place of the installed one."""
+    """Replace the installed version with `file`, or with this one."""
     replacement.upgrade(Archive.read(file or _this_file()), dry_run=dry_run, out=sys.stdout)
     return 0
 
 
 def uninstall(*, dry_run: bool) -> int:
-    """Take Prompt Valet off the machine."""
+    """Remove Prompt Valet from the machine."""
     steps.uninstall(dry_run=dry_run, out=sys.stdout)
     return 0
 

@@ -1,4 +1,4 @@
-"""A stand-in for Codex in the demo: takes Codex's arguments and speaks Codex's events.
+"""A stand-in for Codex in the demo: takes Codex's arguments and prints Codex's events.
 
 No AI: it writes one file that quotes the prompt. `demo` copies this file's text into its
 temporary folder and runs it as the agent, so it imports nothing of Prompt Valet.
@@ -11,20 +11,20 @@ import time
 
 
 def say(kind: str, **fields: object) -> None:
-    """One event on stdout, and a moment's pause as a real agent would make."""
+    """Print one event, then pause for a moment as a real agent would."""
     print(json.dumps({"type": kind, **fields}), flush=True)
     time.sleep(0.15)
 
 
 def command(line: str, output: str) -> None:
-    """The two events of a command that succeeded."""
+    """Print the two events of a command that succeeded."""
     item = {"id": line, "type": "command_execution", "command": line}
     say("item.started", item={**item, "aggregated_output": "", "exit_code": None})
     say("item.completed", item={**item, "aggregated_output": output, "exit_code": 0})
 
 
 def main() -> None:
-    """Read the prompt from stdin, write DEMO.md, tell about it."""
+    """Read the prompt from stdin and write DEMO.md, with the events of a real run."""
     where = pathlib.Path(sys.argv[sys.argv.index("--cd") + 1])
     last_message = pathlib.Path(sys.argv[sys.argv.index("--output-last-message") + 1])
     prompt = sys.stdin.read()

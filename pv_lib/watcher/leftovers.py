@@ -1,7 +1,7 @@
-"""What a crash left beside the jobs: work trees nobody needs, and half-made submissions.
+"""The leftovers of a crash: work trees that no job needs, and temporary files of submissions.
 
-Clears up once, after a start, in a thread of its own; it may take a while. Nothing here decides
-about a job.
+They are removed once after each start, in a thread of its own, for that may take a while. Nothing
+here changes a job.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pv_lib.runner.runner import Services
 
 
 def clear(services: Services, is_active: Callable[[str], bool]) -> None:
-    """Remove them; what cannot be removed is told to the journal."""
+    """Remove them; the journal names what cannot be removed. `is_active`: the job has a runner."""
 
     def needs_tree(job_id: str) -> bool:
         if is_active(job_id):

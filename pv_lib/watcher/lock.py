@@ -1,6 +1,6 @@
-"""The lock file by which a runs root has one watcher at most; its mtime is the watcher's heartbeat.
+"""The lock file of a runs root: it has one watcher at most, whose heartbeat is the file's mtime.
 
-Knows nothing of jobs, and decides nothing but who may watch.
+Knows no jobs and decides only who may watch.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pv_lib.errors import WatcherHeld
 from pv_lib.jobs import job
 from pv_lib.jobs.store import Runs
 
-_BEAT_SECONDS = 0.1
+_BEAT_SECONDS = 0.1  # the least time between two heartbeats
 
 
 class WatcherLock:
-    """The lock of one runs root, held from `acquire` on. `alive` is called with each beat."""
+    """The lock of one runs root, held from `acquire` on. Each beat calls `alive`."""
 
     def __init__(self, runs: Runs, clock: Callable[[], float], alive: Callable[[], None]) -> None:
         self._alive = alive
@@ -43,19 +43,19 @@ class WatcherLock:
         self._fd = fd
 
     def keep(self) -> None:
-        """At each poll: beat, and take the lock anew where somebody deleted its file."""
+        """At each poll: beat, and acquire the lock anew where somebody deleted its file."""
         self._next_beat = 0.0
         self.beat()
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._fd), os.stat(self._runs.watcher_lock)):
                 return
-        deleted = self._fd  # such a file protects nobody
+        deleted = self._fd  # another watcher could lock a new file
         self.acquire()
         os.close(deleted)
 
     def beat(self) -> None:
-        """Say that work goes on; for between the steps of a long one."""
-        self._alive()  # first: a disk that takes nothing is no hang
+        """Show progress; called between the steps of anything that may take long."""
+        self._alive()  # first: a disk that takes no writes is no hang
         if time.monotonic() >= self._next_beat:
             os.utime(self._fd)
             self._next_beat = time.monotonic() + _BEAT_SECONDS
