@@ -72,7 +72,7 @@ class Slots:
             target=self._run, args=(job_id, runner), name=f"job-{job_id[-8:]}", daemon=True
         )
         folder = self._services.repos.exclusive(record.repo or "")
-        with self._changed:  # until it is entered: it may end, or be left, at once
+        with self._changed:  # held over the start: the job may end, or the server stop, at once
             if self._stopping:
                 return
             try:
