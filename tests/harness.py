@@ -290,3 +290,40 @@ def built() -> Path:
 def program() -> list[str]:
     """How the tests run Prompt Valet: the archive, by the bare interpreter."""
     return [sys.executable, "-I", "-S", str(built())]
+
+
+def carriers(job_id: str) -> list[int]:
+    """Processes that carry the job's marker."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if f"PV_JOB_ID={job_id}".encode() in (folder / "environ").read_bytes():
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+    return found
+
+
+def jobs(valet: Valet) -> list[dict[str, Any]]:
+    return list(valet.get("/api/v1/jobs?limit=500")["jobs"])
+
+
+def one_job(valet: Valet) -> dict[str, Any]:
+    found = until(lambda: jobs(valet), "the drop as a job")
+    assert len(found) == 1
+    return valet.await_end(found[0]["job_id"])
+
+
+def folder(valet: Valet, place: str = f"{REPO}/main") -> Path:
+    path = valet.inbox / place
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def put_socket(path: Path) -> None:
+    subprocess.run(
+        ["python3", "-c", "import socket, sys; socket.socket(1).bind(sys.argv[1])", path.name],
+        cwd=path.parent,
+        check=True,
+    )

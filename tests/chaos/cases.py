@@ -10,15 +10,15 @@ from chaos.common import Chaos
 from harness import TREE
 
 CASES = {
-    "real Codex, server killed in mid-command": "test_real_codex.py -k killed",
-    "real Codex, aborted in mid-command": "test_real_codex.py -k abort",
-    "full disk": "test_hardship.py -k disk_that_is_full or full_disk",
-    "read-only root": "test_hardship.py -k read_only",
-    "no descriptors": "test_hardship.py -k descriptors",
-    "no process or thread": "test_hardship.py -k no_further_process or to_spare",
-    "garbage in the runs folder": "test_hardship.py -k garbage",
-    "clock set back an hour": "test_hardship.py -k clock",
-    "run folder deleted in mid-run": "test_recovery.py -k deleted",
+    "real Codex, server killed in mid-command": "agent/test_real_codex.py -k killed",
+    "real Codex, aborted in mid-command": "agent/test_real_codex.py -k abort",
+    "full disk": "whole/test_hardship.py -k disk_that_is_full or full_disk",
+    "read-only root": "whole/test_hardship.py -k read_only",
+    "no descriptors": "whole/test_hardship.py -k descriptors",
+    "no process or thread": "whole/test_hardship.py -k no_further_process or to_spare",
+    "garbage in the runs folder": "whole/test_hardship.py -k garbage",
+    "clock set back an hour": "whole/test_hardship.py -k clock",
+    "run folder deleted in mid-run": "watcher/test_recovery.py -k deleted",
 }
 
 

@@ -11,10 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import NOBODY, REPO, Valet, until
+from harness import NOBODY, REPO, Valet, folder, jobs, one_job, put_socket, until
 from needs import need
-from test_inbox_drops import folder, jobs, one_job
-from test_tampering import put_socket
 
 SECRET = "hush-3c1f9e"
 FLOOD = int(os.environ.get("TEST_FLOOD", "2000"))  # by hand also with 10,000

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import REPO, Valet, until
-from test_main_job import carriers
+from harness import REPO, Valet, carriers, put_socket, until
 
 FAR = 300_000_000_000  # seconds: the year 11476, past what timestamps can say
 
@@ -43,14 +42,6 @@ def test_a_living_agent_is_adopted_though_its_prompt_would_be_refused_now(
     (valet.repo / "go").touch()
     assert valet.await_end(job_id)["exit_code"] == 5
     assert carriers(job_id) == []
-
-
-def put_socket(path: Path) -> None:
-    subprocess.run(
-        ["python3", "-c", "import socket, sys; socket.socket(1).bind(sys.argv[1])", path.name],
-        cwd=path.parent,
-        check=True,
-    )
 
 
 @pytest.mark.parametrize("what", ["fifo", "folder", "link"])

@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import NOBODY, REPO, TREE, Valet, built, program, until
+from harness import NOBODY, PROGRAMS, REPO, TREE, Valet, built, carriers, program, until
 from needs import need
-from test_main_job import carriers
 
 from pv_lib.httpd.limits import MAX_CONNECTIONS
 
@@ -247,7 +246,7 @@ def test_a_clock_set_back_an_hour(make_valet: Callable[..., Valet], tmp_path: Pa
     valet = make_valet(PV_STALL_THRESHOLD_SECONDS="5")
     clock = tmp_path / "clock"
     clock.write_text("0")
-    script = Path(__file__).parent / "programs" / "shifted_clock.py"
+    script = PROGRAMS / "shifted_clock.py"
     valet.program = [sys.executable, "-I", "-S", str(script), str(clock), str(built())]
     valet.start()
     first = valet.submit("fake: say up\nfake: wait go\nfake: exit 4")["job_id"]

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import REPO, Process, Valet, git, make_repository, until
-from test_main_job import carriers
+from harness import REPO, Process, Valet, carriers, git, make_repository, until
 
 
 def adopted(process: Process) -> None:

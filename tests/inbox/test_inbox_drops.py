@@ -7,25 +7,8 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from harness import REPO, Valet, until
-
-
-def jobs(valet: Valet) -> list[dict[str, Any]]:
-    return list(valet.get("/api/v1/jobs?limit=500")["jobs"])
-
-
-def one_job(valet: Valet) -> dict[str, Any]:
-    found = until(lambda: jobs(valet), "the drop as a job")
-    assert len(found) == 1
-    return valet.await_end(found[0]["job_id"])
-
-
-def folder(valet: Valet, place: str = f"{REPO}/main") -> Path:
-    path = valet.inbox / place
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+from harness import REPO, Valet, folder, jobs, one_job, until
 
 
 def test_a_file_copied_in_two_halves_is_run_once_and_whole(

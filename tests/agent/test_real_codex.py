@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import PROGRAMS, Valet, git, until
+from harness import PROGRAMS, Valet, carriers, git, until
 from needs import real_codex
-from test_main_job import carriers
 
 CONFIG = """\
 model = "gpt-5.5"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import REPO, Valet, git, until
+from harness import REPO, Valet, carriers, git, until
 
 
 def test_a_submission_runs_to_success(valet: Valet) -> None:
@@ -356,16 +356,3 @@ def test_sigterm_leaves_jobs_running_and_sigint_aborts_them(
     assert process.stop(signal.SIGINT) == 0
     assert carriers(job_id) == []
     assert json.loads((valet.runs / job_id / "job.json").read_text())["state"] == "aborted"
-
-
-def carriers(job_id: str) -> list[int]:
-    """Processes that carry the job's marker."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                if f"PV_JOB_ID={job_id}".encode() in (folder / "environ").read_bytes():
-                    found.append(int(folder.name))
-            except OSError:
-                continue
-    return found

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from harness import TREE
 
 from pv_lib.agent.adapter import Launch
 from pv_lib.agent.codex import Codex, CodexTranscript
@@ -15,7 +16,7 @@ from pv_lib.agent.transcript import MAX_LINE, Transcript
 from pv_lib.jobs.job import State
 from pv_lib.settings import config
 
-FIXTURES = sorted((Path(__file__).parent / "fixtures" / "codex").glob("*.jsonl"))
+FIXTURES = sorted((TREE / "tests/fixtures/codex").glob("*.jsonl"))
 judge = Codex(config.load({})).judge
 TURN = b'{"type":"turn.completed","usage":{"input_tokens":3,"output_tokens":1}}'
 TURN_LOG = "\ntokens: 3 in (0 cached), 1 out\n"
