@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import needs
 
 from pv_lib.agent.sweep import end_carriers
 
@@ -31,16 +37,23 @@ _WALL = 0x40000000  # __WALL of waitpid(2)
 T = TypeVar("T")
 
 
-def until(probe: Callable[[], T | None], what: str, seconds: float = DEADLINE) -> T:
-    """Poll until `probe` gives something true; fail with `what` at the deadline."""
-    end = time.monotonic() + seconds
+def until(
+    probe: Callable[[], T | None], what: str, seconds: float = DEADLINE, pause: float = 0.02
+) -> T:
+    """Poll until `probe` gives something true; fail with `what` at the deadline.
+
+    It looks less often once it has waited for a while, because the other lanes need the machine.
+    """
+    start = time.monotonic()
+    end = start + seconds
     while True:
         found = probe()
         if found:
             return found
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if now > end:
             raise AssertionError(f"not within {seconds:g} s: {what}")
-        time.sleep(0.005)
+        time.sleep(0.005 if now - start < 0.1 else pause)
 
 
 @contextlib.contextmanager
@@ -63,6 +76,7 @@ def hung_watcher(server: int) -> Iterator[None]:
 
 
 def git(where: Path, *argv: str) -> str:
+    needs.git()
     identity = ["-c", "user.name=Test", "-c", "user.email=test@localhost"]
     identity += ["-c", "safe.directory=*"]  # a test may have given it to another user
     done = subprocess.run(
@@ -72,14 +86,25 @@ def git(where: Path, *argv: str) -> str:
 
 
 def make_repository(path: Path, *branches: str) -> Path:
-    """A git repository on `main` with one commit, and further branches."""
-    path.mkdir(parents=True)
-    git(path, "init", "--quiet", "--initial-branch=main")
+    """A git repository on `main` with one commit, and further branches: a copy of a first one."""
+    shutil.copytree(_first_repository(), path, symlinks=True)
+    for branch in branches:
+        there = path / ".git" / "refs" / "heads" / branch
+        there.parent.mkdir(exist_ok=True)
+        shutil.copy(path / ".git" / "refs" / "heads" / "main", there)
+    return path
+
+
+@functools.cache
+def _first_repository() -> Path:
+    folder = tempfile.mkdtemp(prefix="pv-test-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "repository"
+    path.mkdir()
+    git(path, "init", "--quiet", "--initial-branch=main", "--template=")
     (path / "README.md").write_text("# Example\n")
     git(path, "add", "--all")
     git(path, "commit", "--quiet", "--message", "start")
-    for branch in branches:
-        git(path, "branch", branch)
     return path
 
 
@@ -176,8 +201,8 @@ class Valet:
     def clear(self) -> None:
         """Stop, and end the agents that a stopped server rightly leaves running."""
         self.stop()
-        for run in self.runs.glob("*"):
-            end_carriers(run.name, 0)
+        for job_id in carried() & set(os.listdir(self.runs) if self.runs.exists() else ()):
+            end_carriers(job_id, 0)
 
     def ask(
         self,
@@ -214,7 +239,7 @@ class Valet:
             looks.append(self.held)
             return len(looks) >= 100 and len(set(looks[-100:])) == 1
 
-        until(steady, "threads and descriptors that stay")
+        until(steady, "threads and descriptors that stay", pause=0.005)
         return looks[-1]
 
     def tree(self, job_id: str) -> Path:
@@ -283,13 +308,22 @@ class Valet:
 
 
 def built() -> Path:
-    """The archive; `conftest` has built it from this tree."""
-    return TREE / "dist" / "pv.pyz"
+    """The archive; `conftest` or whoever started this has built it from this tree."""
+    return Path(os.environ.get("TEST_ARCHIVE") or TREE / "dist" / "pv.pyz")
 
 
 def program() -> list[str]:
     """How the tests run Prompt Valet: the archive, by the bare interpreter."""
     return [sys.executable, "-I", "-S", str(built())]
+
+
+def carried() -> set[str]:
+    """The ids of all jobs that some process carries the marker of."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            found |= set(re.findall(rb"PV_JOB_ID=([^\0]+)", path.read_bytes()))
+    return {os.fsdecode(job_id) for job_id in found}
 
 
 def carriers(job_id: str) -> list[int]:

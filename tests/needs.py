@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import shutil
 import subprocess
+import unittest
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 
 def need(found: str | None, what: str, remedy: str) -> str:
@@ -15,8 +17,26 @@ def need(found: str | None, what: str, remedy: str) -> str:
     if found:
         return found
     if os.environ.get("CI"):
-        pytest.fail(f"{what} is missing in CI ({remedy})")
-    pytest.skip(f"needs {what}: {remedy}")
+        raise AssertionError(f"{what} is missing in CI ({remedy})")
+    raise unittest.SkipTest(f"needs {what}: {remedy}")
+
+
+def git() -> str:
+    """Where git is."""
+    return need(shutil.which("git"), "git", "apt-get install git")
+
+
+@contextlib.contextmanager
+def descriptors(count: int) -> Iterator[None]:
+    """Let this process open so many, as far as its hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = hard == resource.RLIM_INFINITY or hard >= count
+    need("yes" if enough else None, f"{count} open files", "raise the limit: ulimit -Hn")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def real_codex() -> str:

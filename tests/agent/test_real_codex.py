@@ -16,6 +16,8 @@ from needs import real_codex
 CONFIG = """\
 model = "gpt-5.5"
 model_provider = "local"
+[analytics]
+enabled = false
 [tools]
 update_plan = {{ enabled = true }}
 [model_providers.local]

@@ -13,6 +13,8 @@ from harness import REPO, Valet, git, make_repository, program, until
 
 GOOD: dict[str, Any] = {"repo": REPO, "branch": "main", "markdown_text": "fake: say x"}
 
+pytestmark = pytest.mark.together
+
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valet]:

@@ -156,7 +156,7 @@ class Machine:
 
     def add_packages(self, *names: str) -> None:
         """Install Debian packages, by the host's network; none of them is started."""
-        apt = ["chroot", str(self.root), "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
+        apt = [*_inside(self.root), "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
         subprocess.run([*apt, "update"], check=True)
         install = [*apt, "install", "-y", "--no-install-recommends", *names]
         subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
@@ -205,10 +205,16 @@ def make(root: Path, base: Path) -> Machine:
     machine.path("/etc/systemd/system/console-getty.service").symlink_to("/dev/null")
     machine.path(f"/etc/sudoers.d/{OPERATOR}").write_text(f"{OPERATOR} ALL=(ALL) NOPASSWD: ALL\n")
     subprocess.run(
-        ["chroot", str(root), "useradd", "--create-home", "--shell", "/bin/bash", OPERATOR],
+        [*_inside(root), "useradd", "--create-home", "--shell", "/bin/bash", OPERATOR],
         check=True,
     )
     return machine
+
+
+def _inside(root: Path) -> list[str]:
+    """The beginning of a command in the machine's files, with nothing of our environment."""
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return ["chroot", str(root), "/usr/bin/env", "-i", f"PATH={path}"]
 
 
 def _mirror() -> str:

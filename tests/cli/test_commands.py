@@ -11,16 +11,18 @@ from pathlib import Path
 
 import pytest
 from harness import TREE, built, program
-from needs import python
+from needs import git, python
 
 
 def without_codex(home: Path) -> dict[str, str]:
     """An environment in which `demo` finds no working Codex."""
+    git()
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PV_", "CODEX_"))}
     places = [p for p in os.get_exec_path() if not Path(p, "codex").exists()]
     return {**kept, "HOME": str(home), "PATH": os.pathsep.join(places)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("minor", ["3.10", "3.11", "3.12", "3.13"])
 def test_the_demo_runs_on_every_python(minor: str, tmp_path: Path) -> None:
     argv = [python(minor), "-I", "-S", str(built()), "demo"]

@@ -153,6 +153,7 @@ def harm_done(wire: Site, label: str) -> set[str]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hides", [(), OLD], ids=["today", "of-2019"])
 @pytest.mark.parametrize("token", ["", TOKEN], ids=["open", "session"])
 def test_a_page_of_another_origin_changes_and_reads_nothing(
@@ -186,6 +187,7 @@ def test_a_page_of_another_origin_changes_and_reads_nothing(
             assert chromium.run(page, "return (await fetch('/api/v1/jobs')).status") == 200
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("token", ["", TOKEN], ids=["open", "session"])
 def test_the_same_page_does_harm_where_the_browser_does_not_say_who_asks(
     chromium: Chromium, make_victim: Callable[[str], Victim], token: str

@@ -105,6 +105,7 @@ def test_hundreds_follow_a_running_job_and_each_gets_every_line_once(valet: Vale
     until(lambda: streams(valet) == 0, "all given back")
 
 
+@pytest.mark.long
 def test_one_that_does_not_read_costs_nothing_delays_nobody_and_misses_nothing(
     valet: Valet,
 ) -> None:

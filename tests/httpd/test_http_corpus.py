@@ -283,6 +283,7 @@ def test_there_are_enough_cases_and_no_two_have_one_name() -> None:
     assert len(names) == len(set(names)) >= 100
 
 
+@pytest.mark.long
 def test_every_case_has_its_answer_and_leaves_nothing_behind(server: Valet) -> None:
     before = server.at_rest()
     faults = []

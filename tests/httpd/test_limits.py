@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from harness import DEADLINE, REPO, Valet, until
+from needs import descriptors
 
 from pv_lib.httpd.gate import Gate
 from pv_lib.httpd.limits import MAX_CONNECTIONS, Gauge, Limits
@@ -122,7 +123,7 @@ def test_git_works_beside_more_streams_than_select_can_count(
     follow = f"GET /api/v1/jobs/{waits}/log/stream HTTP/1.1\r\nHost: localhost\r\n\r\n"
     if valet.get("/api/v1/status")["limits"]["streams"]["most"] < 2200:
         pytest.skip("needs 2,700 open files: ulimit -n")
-    with connected(valet, *[follow.encode()] * 1050):
+    with descriptors(1200), connected(valet, *[follow.encode()] * 1050):
         until(lambda: valet.get("/api/v1/status")["limits"]["streams"]["now"] == 1050, "streams")
         (valet.repo / "go").touch()
         record = valet.await_end(valet.submit("fake: write new.txt x")["job_id"])

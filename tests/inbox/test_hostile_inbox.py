@@ -81,6 +81,7 @@ def lay_odd_things(place: Path, secret: Path) -> None:
     os.truncate(place / "huge.prompt.md", 1 << 40)
 
 
+@pytest.mark.long
 def test_a_flood_of_files_and_traps_neither_leaks_nor_holds_up_the_watcher(
     make_valet: Callable[..., Valet],
 ) -> None:
@@ -124,6 +125,7 @@ def run_folders(valet: Valet) -> list[str]:
     return [name for name in os.listdir(valet.runs) if not name.startswith(".")]
 
 
+@pytest.mark.long
 def test_a_folder_swapped_for_a_link_at_full_speed_is_not_followed(
     make_valet: Callable[..., Valet],
 ) -> None:

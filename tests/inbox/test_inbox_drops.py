@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from harness import REPO, Valet, folder, jobs, one_job, until
 
 
@@ -30,6 +31,7 @@ def test_a_file_copied_in_two_halves_is_run_once_and_whole(
     assert record["filename"] == "halves.prompt.md"
 
 
+@pytest.mark.alone
 def test_a_file_renamed_in_starts_within_two_poll_intervals(
     make_valet: Callable[..., Valet],
 ) -> None:

@@ -6,11 +6,15 @@ tests/appliance does it all for real, on a Debian under systemd.
 from __future__ import annotations
 
 import configparser
+import contextlib
 import os
+import pwd
 import re
 import shutil
 import subprocess
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +47,12 @@ def run(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def has_user(name: str) -> bool:
+    with contextlib.suppress(KeyError):
+        return bool(pwd.getpwnam(name))
+    return False
+
+
 def test_a_dry_run_says_each_step_and_the_next_three_commands() -> None:
     need(shutil.which("systemctl"), "systemctl", "apt-get install systemd")
     need(
@@ -50,27 +60,33 @@ def test_a_dry_run_says_each_step_and_the_next_three_commands() -> None:
     )
     done = run("install", "--dry-run", "--token")
     assert done.returncode == 0, done.stderr
-    for word in (
-        "user prompt-valet",
-        "/srv/prompt-valet",
-        "pv.pyz",
-        "pv.env",
-        *(u.name for u in UNITS),
-    ):
+    there = {  # an uninstall leaves both
+        "create the user prompt-valet": has_user("prompt-valet"),
+        "make the folder /srv/prompt-valet": Path("/srv/prompt-valet").exists(),
+    }
+    for words, already in there.items():
+        step = f"{'not needed' if already else 'would'}: {words}"
+        assert re.search(f"^{step}", done.stdout, re.MULTILINE), step
+    for word in ("pv.pyz", "pv.env", *(u.name for u in UNITS)):
         assert re.search(rf"^would: .*{re.escape(word)}", done.stdout, re.MULTILINE), word
     assert done.stdout.count("\n  sudo ") == 3 and "done: " not in done.stdout
     assert not Path("/opt/prompt-valet").exists() and not Path("/etc/prompt-valet").exists()
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder into which every user of the machine can look."""
+    with tempfile.TemporaryDirectory(prefix="pv-test-") as name:
+        yield Path(name)
+
+
 @pytest.mark.parametrize("command", ["install", "upgrade", "uninstall"])
-def test_only_root_may_change_a_machine(command: str, tmp_path: Path) -> None:
+def test_only_root_may_change_a_machine(command: str, open_folder: Path) -> None:
     if os.geteuid():
         argv, user = [*program(), command], None
     else:
-        tmp_path.chmod(0o755)
-        for folder in tmp_path.parents[:3]:
-            folder.chmod(0o755)
-        copy = shutil.copy(built(), tmp_path / "pv.pyz")
+        open_folder.chmod(0o755)
+        copy = shutil.copy(built(), open_folder / "pv.pyz")
         argv, user = ["/usr/bin/env", "python3", "-I", "-S", str(copy), command], NOBODY
         shutil.which("python3", path="/usr/bin") or pytest.skip("needs /usr/bin/python3")
     done = subprocess.run(

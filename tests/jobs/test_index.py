@@ -187,6 +187,7 @@ def test_a_deleted_runs_root_has_no_jobs_until_it_is_back(index: Index, runs: Ru
     assert ids(index) == by_hand(runs)
 
 
+@pytest.mark.long
 def test_a_long_first_look_holds_up_neither_jobs_nor_the_newest_page(
     make_valet: Callable[..., Valet],
 ) -> None:

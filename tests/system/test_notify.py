@@ -84,6 +84,7 @@ def test_http_without_a_watcher_feeds_the_watchdog_itself(valet: Valet, manager:
     manager.await_line("WATCHDOG=1")
 
 
+@pytest.mark.long
 def test_a_long_poll_interval_starves_no_watchdog(valet: Valet, manager: Manager) -> None:
     valet.environ["PV_POLL_INTERVAL_SECONDS"] = "3600"
     valet.start()
@@ -91,6 +92,7 @@ def test_a_long_poll_interval_starves_no_watchdog(valet: Valet, manager: Manager
     manager.await_line("WATCHDOG=1")
 
 
+@pytest.mark.long
 def test_a_watcher_that_hangs_feeds_it_no_more(valet: Valet, manager: Manager) -> None:
     server = valet.start()
     manager.await_line("WATCHDOG=1")

@@ -82,7 +82,7 @@ def test_a_queued_prompt_runs_under_its_own_id_with_its_options(
     record = old.runs / queued["job_id"] / "job.json"
     until(record.exists, "the record, which the first poll makes anew where it is lost")
     ended = old.await_end(queued["job_id"])
-    assert ended["state"] == "succeeded"
+    assert ended["state"] == "succeeded", ended
     same = ("repo", "branch", "filename", "source", "priority", "model", "timeout_seconds")
     assert {n: ended[n] for n in same} == {n: queued[n] for n in same}
     assert ended["created_at"] == queued["created_at"]
