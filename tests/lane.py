@@ -24,10 +24,10 @@ NUMBER = struct.Struct("=I")  # one entry of a queue: a part
 
 def _part(item: pytest.Item) -> str:
     """What part the test belongs to."""
-    if item.get_closest_marker("long"):
-        return item.nodeid
     if item.get_closest_marker("together"):
         return item.nodeid.partition("::")[0]
+    if item.get_closest_marker("long"):
+        return item.nodeid
     return item.nodeid.partition("[")[0]
 
 

@@ -12,6 +12,7 @@ import pytest
 from browser import EVIL, Chromium, Json, Site
 from harness import REPO, Answer, Valet, program, until
 
+pytestmark = [pytest.mark.together, pytest.mark.long]  # one Chromium for all
 TOKEN = "a-token-that-no-page-knows"
 HOSTS = ("127.0.0.1", "localhost")  # which the operator's browser may know the server by
 # By label: the page's host, the host it attacks, the page's path.
@@ -153,7 +154,6 @@ def harm_done(wire: Site, label: str) -> set[str]:
     }
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("hides", [(), OLD], ids=["today", "of-2019"])
 @pytest.mark.parametrize("token", ["", TOKEN], ids=["open", "session"])
 def test_a_page_of_another_origin_changes_and_reads_nothing(
@@ -187,7 +187,6 @@ def test_a_page_of_another_origin_changes_and_reads_nothing(
             assert chromium.run(page, "return (await fetch('/api/v1/jobs')).status") == 200
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("token", ["", TOKEN], ids=["open", "session"])
 def test_the_same_page_does_harm_where_the_browser_does_not_say_who_asks(
     chromium: Chromium, make_victim: Callable[[str], Victim], token: str

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from harness import TREE, Valet, until
 
+pytestmark = pytest.mark.together  # the ids are those of the fixture, and each server ends its own
 RELEASED = sorted((TREE / "tests/fixtures/released").iterdir())
 MADE_IN = "/srv/prompt-valet"  # the root that the paths in the records name
 
@@ -98,5 +99,6 @@ def test_a_job_that_was_at_work_is_lost_and_never_run_twice(old: Valet) -> None:
     ended = old.await_end(running["job_id"])
     assert (ended["state"], ended["reason"]) == ("failed", "lost")
     assert old.log(running["job_id"]) == "\nworking\n"
-    finished = list((old.root / "finished").rglob(f"*{running['job_id']}.error.md"))
+    pattern = f"*{running['job_id']}.error.md"
+    finished = until(lambda: list((old.root / "finished").rglob(pattern)), "its archived prompt")
     assert len(finished) == 1
