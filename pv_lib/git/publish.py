@@ -81,14 +81,7 @@ def bring_home(
             result["notes"] = [*result.get("notes", []), why]
     tell(result)
     if change.commit and not work.partial and config.publish != "none":
-        try:
-            result |= _publish(work, config, git)
-        except GitFailed as error:
-            result["publish_error"] = error.detail
-        except OSError as error:
-            if error.errno in files.TRANSIENT:
-                raise
-            result["publish_error"] = f"{tree.branch} could not be published: {error}"
+        result |= _published(work, config, git)
     return result
 
 
@@ -148,6 +141,22 @@ def _result(
     if notes:
         result["notes"] = list(dict.fromkeys(notes))
     return result
+
+
+def _published(work: Work, config: Config, git: Git) -> dict[str, Any]:
+    """The entries that publishing adds to the result: its success, or `publish_error`.
+
+    A failure to publish does not fail the job, since the work is on the branch. Raises OSError
+    where a later attempt can succeed.
+    """
+    try:
+        return _publish(work, config, git)
+    except GitFailed as error:
+        return {"publish_error": error.detail}
+    except OSError as error:
+        if error.errno in files.TRANSIENT:
+            raise
+        return {"publish_error": f"{work.tree.branch} could not be published: {error}"}
 
 
 def _publish(work: Work, config: Config, git: Git) -> dict[str, Any]:
