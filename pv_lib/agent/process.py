@@ -8,9 +8,9 @@ later one the agent's state:
                 the agent can start.
     agent.pid   written by that `sh` before it starts the agent: its pid, also the group's. Once it
                 is not empty the agent may have started (a rename would cost a process)
-    agent.exit  the agent's exit status, by rename, before the lock falls free
+    agent.exit  the agent's exit status, by rename, before the lock is released
 
-The agent's three streams are files, so it works on when the server dies. The lock is the
+The agent's three streams are files, so it goes on when the server dies. The lock is the
 `sh`'s own stdin, and the agent gets the prompt there, so it never holds the lock.
 """
 
