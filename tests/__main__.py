@@ -133,7 +133,7 @@ class Run:
             for lane in self.lanes:
                 selector.register(lane.reports, selectors.EVENT_READ, lane)
             while running := len(selector.get_map()):
-                if running == 1 and self._alone_end >= 0:
+                if running == 1 and self._suite.parts is not None and self._alone_end >= 0:
                     self._alone_end = _fill(self._alone_end, self._alone)
                 for key, _ in selector.select():
                     messages = key.data.heard()

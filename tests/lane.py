@@ -76,7 +76,8 @@ class Lane:
         outcome = "failed" if failed else "skipped" if skipped else "passed"
         text = "\n".join(_account(phase) for phase in failed)
         for phase in skipped[:1]:
-            text = text or (str(phase.longrepr[2]) if isinstance(phase.longrepr, tuple) else "")
+            reason = phase.longrepr[2] if isinstance(phase.longrepr, tuple) else phase.longrepr
+            text = text or str(reason).removeprefix("Skipped: ")
         seconds = sum(phase.duration for phase in self._phases)
         self._say(ended=nodeid, outcome=outcome, text=text, seconds=seconds)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from harness import NOBODY, TREE, built, program
-from needs import need
+from needs import git, need
 
 from pv_lib.errors import ValetError
 from pv_lib.install import machine
@@ -54,6 +54,7 @@ def has_user(name: str) -> bool:
 
 
 def test_a_dry_run_says_each_step_and_the_next_three_commands() -> None:
+    git()
     need(shutil.which("systemctl"), "systemctl", "apt-get install systemd")
     need(
         None if Path("/opt/prompt-valet").exists() else "none", "a machine without it", "uninstall"
