@@ -59,7 +59,8 @@ def test_a_dry_run_says_each_step_and_the_next_three_commands() -> None:
     need(
         None if Path("/opt/prompt-valet").exists() else "none", "a machine without it", "uninstall"
     )
-    done = run("install", "--dry-run", "--token")
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # as sudo has it, and a user of Debian has not
+    done = run("install", "--dry-run", "--token", PATH=path)
     assert done.returncode == 0, done.stderr
     there = {  # an uninstall leaves both
         "create the user prompt-valet": has_user("prompt-valet"),
