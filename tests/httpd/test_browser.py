@@ -126,7 +126,7 @@ def attack(
         target = f"http://{attacked}:{wire.server_port}"
         plan = {"label": label, "target": target, "repo": REPO, **ids}
         chromium.open(site.page(host, plan, path), profile)
-    until(lambda: site.reports.keys() >= set(labels), "the pages' reports", 60)
+    until(lambda: site.reports.keys() >= set(labels), "the pages' reports", 90)
     for label in labels:
         findings = site.reports[label]["findings"]
         assert len(findings) > 50

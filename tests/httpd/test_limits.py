@@ -152,6 +152,7 @@ def test_a_slow_drip_ends_at_the_deadline(quick: Callable[..., Valet]) -> None:
     until(lambda: valet.held == before, "everything given back")
 
 
+@pytest.mark.alone
 def test_a_client_that_does_not_read_is_let_go(quick: Callable[..., Valet]) -> None:
     valet = quick(SEND_SECONDS=0.5, SEND_RATE=1 << 40)
     job_id = valet.submit("fake: say x")["job_id"]
