@@ -8,6 +8,7 @@ not run, if a lane died, or if there was no test at all.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -188,7 +189,8 @@ class Run:
 
 def _fill(queue: int, parts: list[int]) -> int:
     """Put the parts into a queue and close it."""
-    os.write(queue, b"".join(map(NUMBER.pack, parts)))
+    with contextlib.suppress(BrokenPipeError):  # no lane is left that would take them
+        os.write(queue, b"".join(map(NUMBER.pack, parts)))
     os.close(queue)
     return -1
 

@@ -81,7 +81,7 @@ def lay_odd_things(place: Path, secret: Path) -> None:
     os.truncate(place / "huge.prompt.md", 1 << 40)
 
 
-@pytest.mark.long
+@pytest.mark.alone
 def test_a_flood_of_files_and_traps_neither_leaks_nor_holds_up_the_watcher(
     make_valet: Callable[..., Valet],
 ) -> None:
