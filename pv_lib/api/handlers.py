@@ -12,12 +12,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from pv_lib.api import parameters
+from pv_lib.api.caches import ListCache, Tail, TailCache
 from pv_lib.api.feeds import ChangeFeed, LogFeed
 from pv_lib.api.schemas import RECEIPT_FIELDS
 from pv_lib.api.status import Overview
@@ -31,18 +32,12 @@ from pv_lib.httpd.limits import Limits
 from pv_lib.httpd.wire import Request, Response, media_type
 from pv_lib.inbox.intake import Intake
 from pv_lib.jobs import job, logfile
-from pv_lib.jobs.cache import Kept
 from pv_lib.jobs.index import Index
 from pv_lib.jobs.job import Record, State
 from pv_lib.jobs.submission import DEFAULT_FILENAME, Submission
 from pv_lib.system import files
 
 Values = dict[str, Any]
-Signature = tuple[int, int, int]  # a file's inode, mtime in ns, size
-_KEPT_TAIL, _KEPT_TAILS = 1 << 16, 256  # bytes of one, and how many
-_KEPT_ANSWER, _KEPT_ANSWERS = 1 << 17, 32
-_FRESH_SECONDS = 0.25  # as long as what other hands write may stay unseen
-_STILL_SECONDS = 0.05  # a file changed since may change again within one tick of its mtime
 _IN_MEMORY = 1 << 20  # bytes of log that are answered in one piece
 
 
@@ -61,21 +56,16 @@ class Api:
     version: str
     document: bytes  # of OpenAPI
     clock: Callable[[], float] = time.time
+    tails: TailCache = field(default_factory=TailCache)
+    lists: ListCache = field(default_factory=ListCache)
 
     def healthz(self, request: Request, _: str, params: Values) -> Response:
         """The server answers."""
-        return Response(200, self._health)
-
-    @functools.cached_property
-    def _health(self) -> bytes:
-        return _json(200, {"status": "ok", "version": self.version}).body
+        return Response(200, b'{"status": "ok", "version": "%b"}\n' % self.version.encode())
 
     def status(self, request: Request, _: str, params: Values) -> Response:
         """What an operator wants to know at a glance."""
-        taken = self.limits.taken()
-        return self._kept(
-            ("status",), taken, lambda: Response(200, self.overview.encode(self.clock()))
-        )
+        return Response(200, self.overview.encode(self.clock()))
 
     def targets(self, request: Request, _: str, params: Values) -> Response:
         """The repositories and branches that a submission may name."""
@@ -135,12 +125,17 @@ class Api:
 
     def list_jobs(self, request: Request, _: str, params: Values) -> Response:
         """The jobs, newest first, filtered."""
-        return self._kept(("jobs", *params.items()), (), lambda: self._list(params))
+        query, version, now = tuple(params.items()), self.index.version, self.clock()
+        response = self.lists.get(query, version, now)
+        if response is None:
+            response = self._list(params, now)
+            self.lists.put(query, version, now, response)
+        return response
 
-    def _list(self, params: Values) -> Response:
+    def _list(self, params: Values, now: float) -> Response:
         limit = params.get("limit", parameters.LIST["limit"].schema["default"])
         page = list(itertools.islice(self._found(params), limit + 1))
-        places, now = self.index.places(), self.clock()
+        places = self.index.places()
         jobs = [self.views.encode(r, places.get(r.job_id), now) for r in page[:limit]]
         more = f'"{page[limit - 1].job_id}"' if len(page) > limit else "null"
         return Response(200, b'{"jobs": [%b], "next": %b}\n' % (b", ".join(jobs), more.encode()))
@@ -154,12 +149,13 @@ class Api:
     def log(self, request: Request, job_id: str, params: Values) -> Response:
         """The log's last lines, or everything from a byte offset on."""
         lines = params.get("lines", parameters.LOG["lines"].schema["default"])
-        key = (job_id, lines, params.get("ansi", "strip"))
-        kept = self._tails.get(key) if "offset" not in params else None
-        if kept and kept[0] == _look(self.index.runs.file(job_id, "job.log")):
-            return kept[1]
+        path = self.index.runs.file(job_id, "job.log")
+        tail = Tail(path, lines, params.get("ansi", "strip")) if "offset" not in params else None
+        cached = self.tails.get(tail) if tail else None
+        if cached:
+            return cached
         file = self._open(self._record(job_id), "job.log")
-        if "offset" not in params:
+        if tail:
             start, end = logfile.tail_start(file, lines)
         else:
             start, end = logfile.piece(file, params["offset"], params.get("lines"))
@@ -174,32 +170,9 @@ class Api:
         with file:
             info = os.fstat(file.fileno())
             response = Response(200, b"".join(plain), kind, headers)
-        small, still = end - start < _KEPT_TAIL, self.clock() - info.st_mtime > _STILL_SECONDS
-        if "offset" not in params and info.st_size == end and small and still:
-            self._tails.put(key, (_signature(info), response))
+        if tail and info.st_size == end:
+            self.tails.put(tail, info, response, self.clock())
         return response
-
-    def _kept(
-        self, question: tuple[Any, ...], still: tuple[int, ...], answer: Callable[[], Response]
-    ) -> Response:
-        """What was answered a moment ago, while no job and nothing of `still` has changed."""
-        now, state = self.clock(), (self.index.version, *still)
-        kept = self._answers.get(question)
-        if kept and kept[0] == state and kept[1] <= now < kept[1] + _FRESH_SECONDS:
-            return kept[2]
-        response = answer()
-        if len(response.body) < _KEPT_ANSWER:
-            self._answers.put(question, (state, now, response))
-        return response
-
-    @functools.cached_property
-    def _answers(self) -> Kept[tuple[Any, ...], tuple[tuple[int, ...], float, Response]]:
-        return Kept(_KEPT_ANSWERS)
-
-    @functools.cached_property
-    def _tails(self) -> Kept[tuple[str, int, str], tuple[Signature, Response]]:
-        """The ends of logs that were asked for last, good as long as the log stays as it is."""
-        return Kept(_KEPT_TAILS)
 
     def stream(self, request: Request, job_id: str, params: Values) -> Follow:
         """Every line of the log, live, until the job's end."""
@@ -229,10 +202,10 @@ class Api:
         greeting: bytes = b"",
     ) -> Follow:
         streams, client = self.limits.streams, request.client
-        if not streams.enter(1, client):
+        if not streams.take(1, client):
             streams.refuse()
             raise Busy("too many streams are open: close one, or try again in a second")
-        done = functools.partial(streams.leave, 1, client)
+        done = functools.partial(streams.release, 1, client)
         arrival = Arrival(key, feed, Place(offset), done)
         return Follow(lambda sock: self.followers.add(sock, arrival), done, greeting)
 
@@ -328,17 +301,6 @@ def _cookie(request: Request, value: str, seconds: int) -> dict[str, str]:
     secure = "; Secure" if request.headers.get("origin", "").startswith("https:") else ""
     how = f"Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
     return {"Set-Cookie": f"{COOKIE}={value}; {how}"}
-
-
-def _look(path: str) -> Signature | None:
-    try:
-        return _signature(os.stat(path, follow_symlinks=False))
-    except OSError:
-        return None
-
-
-def _signature(info: os.stat_result) -> Signature:
-    return info.st_ino, info.st_mtime_ns, info.st_size
 
 
 def _receipt(record: Record) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import os
 from dataclasses import dataclass
 
 from pv_lib.jobs import job
-from pv_lib.jobs.cache import Kept
+from pv_lib.jobs.cache import FifoCache
 from pv_lib.jobs.job import Record, State
 from pv_lib.jobs.store import Runs
 
-_KEPT = 2048  # jobs
+_ENTRIES = 2048  # jobs
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Views:
     def __init__(self, runs: Runs, stall_seconds: float) -> None:
         self._runs = runs
         self._stall_seconds = stall_seconds
-        self._kept: Kept[str, _Encoded] = Kept(_KEPT)
+        self._cache: FifoCache[str, _Encoded] = FifoCache(_ENTRIES)
 
     def stalled(self, record: Record, now: float) -> bool:
         """Whether the running job's heartbeat is too old; `now` is Unix time."""
@@ -46,7 +46,7 @@ class Views:
 
     def encode(self, record: Record, place: int | None, now: float) -> bytes:
         """The JSON object; `place` is the job's in the queue, `now` Unix time."""
-        known = self._kept.get(record.job_id)
+        known = self._cache.get(record.job_id)
         if known is None or known.record is not record:
             known = self._encode(record)
         log = known.log or self._log(known)
@@ -69,7 +69,7 @@ class Views:
             text = json.dumps(job.to_dict(plain), ensure_ascii=False)
         start = text.encode("utf-8", "replace")[:-1]
         fresh = _Encoded(record, start, job.seconds_of(record.created_at))
-        self._kept.put(record.job_id, fresh)
+        self._cache.put(record.job_id, fresh)
         return fresh
 
     def _log(self, known: _Encoded) -> bytes:

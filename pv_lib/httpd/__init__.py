@@ -1,9 +1,11 @@
 """The HTTP server: sockets, requests, access. Knows no job.
 
-server      accepts; a thread for each connection, and no more than allowed
-connection  reads requests and writes answers, each with a deadline
+server      accepts connections; one thread for each, up to a quota
+connection  one client's requests, read and answered
+transport   a socket with a deadline on every wait
 wire        the bytes of HTTP/1.1, parsed strictly
-gate        who gets in
-limits      what clients may use at most
+gate        which requests are accepted
+limits      limits and quotas
+idle        which connections wait for their client, and can be evicted
 follow      live streams: many sockets, one thread
 """

@@ -1,7 +1,7 @@
-"""The HTTP server: one listening socket, a thread for each connection, and no more than may be.
+"""The HTTP server: one listening socket, and one thread for each connection up to the quota.
 
-ThreadingHTTPServer accepts; what a connection says and hears is `connection`'s. Nothing here
-reads or writes a request, or knows what a job is.
+ThreadingHTTPServer accepts; `connection` reads requests and writes answers. Nothing here knows a
+request, or what a job is.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from pv_lib.errors import Busy
 from pv_lib.httpd import wire
 from pv_lib.httpd.connection import Answer, Connection, problem
 from pv_lib.httpd.gate import Gate
-from pv_lib.httpd.limits import Limits, Patience
+from pv_lib.httpd.idle import IdleConnections
+from pv_lib.httpd.limits import Limits
 from pv_lib.httpd.wire import Request
 from pv_lib.system.journal import Journal
 
-_GIVE_WAY_SECONDS = 0.25  # how long a new connection waits for an old one to make room
+_EVICT_SECONDS = 0.25  # how long a new connection waits for an evicted one to end
 _NO_DESCRIPTOR_PAUSE = 0.1
 
 
@@ -50,31 +51,31 @@ class Server(ThreadingHTTPServer):
         self.gate = gate
         self.limits = limits
         self.journal = journal
-        self.patience = Patience()
+        self.idle = IdleConnections()
         self.alive: Callable[[], None] = lambda: None  # called between two connections
-        self._changed = threading.Condition()  # told when a connection ends
+        self._ended = threading.Condition()  # notified when a connection ends; guards no field
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, Connection)
 
     def server_bind(self) -> None:
-        """Bind without the getfqdn of http.server, which can stall for half a minute."""
+        """Bind without the getfqdn of http.server, which can block for half a minute."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def stop(self) -> None:
-        """Accept nothing more; to shut the socket wakes the accepting thread at once."""
+        """Stop accepting; shutting the socket down wakes the accepting thread at once."""
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.shutdown()
         self.server_close()
 
     def service_actions(self) -> None:
-        """At each turn of the accepting thread, twice a second at least."""
+        """Called by the accepting thread in each round, at least twice a second."""
         self.alive()
 
     def get_request(self) -> tuple[Any, Any]:
-        """Accept; without a descriptor to spare, wait a little instead of spinning."""
+        """Accept a connection; without a free descriptor, wait a little instead of spinning."""
         try:
             return super().get_request()
         except OSError as error:
@@ -83,34 +84,34 @@ class Server(ThreadingHTTPServer):
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the connection a thread, or turn it away when all are at work."""
-        if not self._enter():
-            self._turn_away(request, "too many connections: try again in a second")
+        """Give the connection a thread, or refuse it when all threads are at work."""
+        if not self._take():
+            self._refuse(request, "too many connections: try again in a second")
             return
         try:
             super().process_request(request, client_address)
         except RuntimeError:
-            self._leave()
-            self._turn_away(request, "the system allows no further thread: try again in a second")
+            self._release()
+            self._refuse(request, "the system allows no further thread: try again in a second")
 
-    def _enter(self) -> bool:
-        """Take a place; where there is none, that of the oldest that waits for its client."""
-        if self.limits.connections.enter():
+    def _take(self) -> bool:
+        """Take quota for one connection; at the limit, evict the oldest idle one first."""
+        if self.limits.connections.take():
             return True
-        oldest = self.patience.oldest()
+        oldest = self.idle.pop_oldest()
         if oldest is None:
             return False
         connection, how = oldest
-        connection.give_way(how)
-        with self._changed:
-            return self._changed.wait_for(self.limits.connections.enter, _GIVE_WAY_SECONDS)
+        connection.evict(how)
+        with self._ended:
+            return self._ended.wait_for(self.limits.connections.take, _EVICT_SECONDS)
 
-    def _leave(self) -> None:
-        self.limits.connections.leave()
-        with self._changed:
-            self._changed.notify_all()
+    def _release(self) -> None:
+        self.limits.connections.release()
+        with self._ended:
+            self._ended.notify_all()
 
-    def _turn_away(self, request: Any, why: str) -> None:
+    def _refuse(self, request: Any, why: str) -> None:
         self.limits.connections.refuse()
         busy = problem(Busy(why))
         request.settimeout(0.1)
@@ -122,12 +123,12 @@ class Server(ThreadingHTTPServer):
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """The connection's thread."""
+        """Run one connection; the body of its thread."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._leave()
+            self._release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Only a defect of ours comes here: connections that break are the clients' business."""
+        """Log a defect of this program: broken connections are handled in `connection`."""
         self.journal.error(f"a connection: unexpected {sys.exc_info()[1]!r}")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from pv_lib.errors import BadRecord, Busy, ValetError
 from pv_lib.jobs import job
-from pv_lib.jobs.cache import Kept
+from pv_lib.jobs.cache import FifoCache
 from pv_lib.jobs.job import JOB_ID, Facets, Record, State
 from pv_lib.jobs.store import RECORD_LIMIT, Runs
 from pv_lib.system import files
@@ -67,7 +67,7 @@ class Index:
         self.told = int(time.time() * 1000)
         self._changes: deque[tuple[str, Record | None]] = deque(maxlen=CHANGES)
         self._places: dict[str, int] | None = {}  # in the queue; None when they must be found anew
-        self._recent: Kept[str, Record] = Kept(_RECORDS)
+        self._recent: FifoCache[str, Record] = FifoCache(_RECORDS)
         self._folder_mtime = 0  # only looks know of it
         self._complete = threading.Event()  # the first look is through
         runs.written = self._note

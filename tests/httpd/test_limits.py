@@ -13,7 +13,7 @@ from harness import DEADLINE, REPO, Valet, until
 from needs import descriptors
 
 from pv_lib.httpd.gate import Gate
-from pv_lib.httpd.limits import MAX_CONNECTIONS, Gauge, Limits
+from pv_lib.httpd.limits import MAX_CONNECTIONS, Limits, Quota
 from pv_lib.httpd.server import Server
 from pv_lib.httpd.wire import Request, Response
 from pv_lib.system.journal import Journal
@@ -227,7 +227,7 @@ def test_bodies_in_memory_have_a_cap(quick: Callable[..., Valet]) -> None:
 
 def test_when_all_connections_are_at_work_a_new_one_is_told_to_come_back() -> None:
     go, limits = threading.Event(), Limits(1000)
-    limits.connections = Gauge(3)
+    limits.connections = Quota(3)
     busy = threading.Semaphore(0)
 
     def slow(_: Request) -> Response:
@@ -260,13 +260,13 @@ def test_when_all_connections_are_at_work_a_new_one_is_told_to_come_back() -> No
     thread.join()
 
 
-def test_a_gauge_counts_for_all_and_for_each() -> None:
-    gauge = Gauge(3, 2)
-    assert gauge.enter(1, "a") and gauge.enter(1, "a") and not gauge.enter(1, "a")
-    assert gauge.enter(1, "b") and not gauge.enter(1, "c")
-    gauge.leave(1, "a")
-    assert gauge.enter(1, "c") and not gauge.enter(1, "c")
+def test_a_quota_counts_for_all_and_for_each() -> None:
+    quota = Quota(3, 2)
+    assert quota.take(1, "a") and quota.take(1, "a") and not quota.take(1, "a")
+    assert quota.take(1, "b") and not quota.take(1, "c")
+    quota.release(1, "a")
+    assert quota.take(1, "c") and not quota.take(1, "c")
     for client in ("a", "b", "c"):
-        gauge.leave(1, client)
-    assert gauge.shown() == {"now": 0, "most": 3, "refused": 0, "most_per_client": 2}
-    assert not Gauge(5).enter(6) and Gauge(5).enter(5)
+        quota.release(1, client)
+    assert quota.shown() == {"now": 0, "most": 3, "refused": 0, "most_per_client": 2}
+    assert not Quota(5).take(6) and Quota(5).take(5)
