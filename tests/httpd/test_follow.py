@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,14 @@ from pv_lib.api.feeds import LogFeed, split_lines
 from pv_lib.httpd.follow import END, Place
 from pv_lib.jobs.index import Index
 from pv_lib.jobs.store import Runs
+
+
+@pytest.fixture
+def unwatched(make_valet: Callable[..., Valet]) -> Valet:
+    """A server without a watcher, which at its start would take up jobs that run by hand."""
+    valet = make_valet()
+    valet.start("serve", "--no-watcher")
+    return valet
 
 
 def open_stream(
@@ -79,19 +87,19 @@ def streams(valet: Valet) -> int:
     return int(valet.get("/api/v1/status")["limits"]["streams"]["now"])
 
 
-def test_hundreds_follow_a_running_job_and_each_gets_every_line_once(valet: Valet) -> None:
-    run = running_by_hand(valet, "by-hand", b"before\n" * 3000)
-    clients = [open_stream(valet, "/api/v1/jobs/by-hand/log/stream") for _ in range(200)]
+def test_hundreds_follow_a_running_job_and_each_gets_every_line_once(unwatched: Valet) -> None:
+    run = running_by_hand(unwatched, "by-hand", b"before\n" * 3000)
+    clients = [open_stream(unwatched, "/api/v1/jobs/by-hand/log/stream") for _ in range(200)]
     found: list[bytes] = []
     readers = [threading.Thread(target=lambda c=c: found.append(body(c))) for c in clients]
     for reader in readers:
         reader.start()
-    until(lambda: streams(valet) == 200, "all streams")
+    until(lambda: streams(unwatched) == 200, "all streams")
     with (run / "job.log").open("a") as log:
         for number in range(300):
             print(f"line {number}", file=log, flush=True)
             if number == 150:  # one that comes in the middle
-                clients.append(open_stream(valet, "/api/v1/jobs/by-hand/log/stream"))
+                clients.append(open_stream(unwatched, "/api/v1/jobs/by-hand/log/stream"))
                 readers.append(threading.Thread(target=lambda: found.append(body(clients[-1]))))
                 readers[-1].start()
     end_by_hand(run)
@@ -102,13 +110,16 @@ def test_hundreds_follow_a_running_job_and_each_gets_every_line_once(valet: Vale
     for stream in found:
         assert lines_of(stream)[0] == wanted
         assert stream.endswith(b"\n\n") and b"event: end\ndata: {" in stream
-    until(lambda: streams(valet) == 0, "all given back")
+    until(lambda: streams(unwatched) == 0, "all given back")
 
 
 @pytest.mark.long
 def test_one_that_does_not_read_costs_nothing_delays_nobody_and_misses_nothing(
-    valet: Valet,
+    quick: Callable[..., Valet],
 ) -> None:
+    valet = quick(SEND_SECONDS=600)  # on a busy machine, reading 40 MB can take over a minute
+    valet.stop()
+    valet.start("serve", "--no-watcher")
     run = running_by_hand(valet, "slow", b"first\n")
     path = "/api/v1/jobs/slow/log/stream"
     slow = [open_stream(valet, path, buffer=4096) for _ in range(40)]
@@ -117,10 +128,10 @@ def test_one_that_does_not_read_costs_nothing_delays_nobody_and_misses_nothing(
     text = "".join(f"{number:07d} {'x' * 91}\n" for number in range(400_000))
     with (run / "job.log").open("a") as log:
         log.write(text)
-    quick = open_stream(valet, path)
+    reader = open_stream(valet, path)
     seen = b""
     while b"0399999 xx" not in seen:
-        seen = seen[-200:] + quick.recv(1 << 20)
+        seen = seen[-200:] + reader.recv(1 << 20)
     grown = resident(valet) - before
     assert grown < 8 << 20, f"{grown} bytes for 40 slow followers of 40 MB"
     for client in slow[1:]:
@@ -129,15 +140,15 @@ def test_one_that_does_not_read_costs_nothing_delays_nobody_and_misses_nothing(
     lines, ids = lines_of(body(slow[0]))
     assert ["first", *text.splitlines()] == lines
     assert ids == [6 + 100 * number for number in range(400_001)]
-    quick.close()
+    reader.close()
 
 
 @pytest.mark.parametrize("ansi", ["raw", "strip"])
-def test_a_line_of_many_megabytes_comes_whole_and_is_not_held(valet: Valet, ansi: str) -> None:
+def test_a_line_of_many_megabytes_comes_whole_and_is_not_held(unwatched: Valet, ansi: str) -> None:
     line = "\x1b[31mé€𝄞" * (1 << 21)
-    run = running_by_hand(valet, "long", f"short\n{line}\r\nlast".encode())
-    client = open_stream(valet, f"/api/v1/jobs/long/log/stream?ansi={ansi}")
-    before = resident(valet)
+    run = running_by_hand(unwatched, "long", f"short\n{line}\r\nlast".encode())
+    client = open_stream(unwatched, f"/api/v1/jobs/long/log/stream?ansi={ansi}")
+    before = resident(unwatched)
     until(lambda: client.recv(1 << 16, socket.MSG_PEEK), "the stream")
     end_by_hand(run)
     lines, ids = lines_of(body(client))
@@ -146,19 +157,19 @@ def test_a_line_of_many_megabytes_comes_whole_and_is_not_held(valet: Valet, ansi
     assert lines == ["short", wanted, "last"]
     size = len(line.encode())
     assert ids == [6, 6 + size + 2, 6 + size + 6]
-    assert resident(valet) - before < 8 << 20
+    assert resident(unwatched) - before < 8 << 20
 
 
-def test_what_is_not_utf_8_and_lone_ends_of_lines_reach_every_follower(valet: Valet) -> None:
-    run = running_by_hand(valet, "odd", b"one\rtwo\r\nthree\n\n\xff\xe2\x82")
-    client = open_stream(valet, "/api/v1/jobs/odd/log/stream")
+def test_what_is_not_utf_8_and_lone_ends_of_lines_reach_every_follower(unwatched: Valet) -> None:
+    run = running_by_hand(unwatched, "odd", b"one\rtwo\r\nthree\n\n\xff\xe2\x82")
+    client = open_stream(unwatched, "/api/v1/jobs/odd/log/stream")
     end_by_hand(run)
     assert lines_of(body(client))[0] == ["one", "two", "three", "", "\ufffd\ufffd"]
 
 
-def test_a_stream_of_a_deleted_job_ends_and_says_so(valet: Valet) -> None:
-    run = running_by_hand(valet, "gone", b"one\n")
-    client = open_stream(valet, "/api/v1/jobs/gone/log/stream")
+def test_a_stream_of_a_deleted_job_ends_and_says_so(unwatched: Valet) -> None:
+    run = running_by_hand(unwatched, "gone", b"one\n")
+    client = open_stream(unwatched, "/api/v1/jobs/gone/log/stream")
     until(lambda: b"data: one" in client.recv(1 << 16, socket.MSG_PEEK), "the line")
     shutil.rmtree(run)
     assert b'"reason": "deleted"' in body(client)
@@ -272,22 +283,22 @@ def test_changes_too_far_back_or_of_another_server_are_a_reset(valet: Valet) -> 
     assert valet.ask("GET", "/api/v1/events", headers={"Last-Event-ID": "x"}).status == 400
 
 
-def test_what_another_process_changes_is_streamed_too(valet: Valet) -> None:
-    stream = changes(valet)
-    run = running_by_hand(valet, "by-hand", b"")
+def test_what_another_process_changes_is_streamed_too(unwatched: Valet) -> None:
+    stream = changes(unwatched)
+    run = running_by_hand(unwatched, "by-hand", b"")
     name, _, record = next(stream)
     assert (name, record["state"]) == ("job", "running")
     end_by_hand(run)
     assert next(stream)[2]["state"] == "succeeded"
 
 
-def test_all_streams_end_with_a_hint_when_the_server_stops(valet: Valet) -> None:
-    running_by_hand(valet, "on", b"one\n")
+def test_all_streams_end_with_a_hint_when_the_server_stops(unwatched: Valet) -> None:
+    running_by_hand(unwatched, "on", b"one\n")
     paths = ("/api/v1/jobs/on/log/stream", "/api/v1/events")
-    clients = [open_stream(valet, path) for path in paths for _ in range(20)]
-    until(lambda: streams(valet) == 40, "all streams")
+    clients = [open_stream(unwatched, path) for path in paths for _ in range(20)]
+    until(lambda: streams(unwatched) == 40, "all streams")
     until(lambda: b"data: one" in clients[0].recv(1 << 16, socket.MSG_PEEK), "the line")
-    process = valet.processes[-1]
+    process = unwatched.processes[-1]
     process.popen.terminate()
     for client in clients:
         assert b"retry: " in body(client)
