@@ -104,6 +104,7 @@ class _Site:
         self.journal = Journal(priorities=journal.listens(environ))
         runs = Runs(self.config.runs_root)
         self.index = Index(runs)
+        runs.on_write = self.index.note_write
         self.notifier = Notifier(environ, lambda: _status_line(self.index.counts()))
         self.inbox = Inbox(self.config.inbox_root, self.config.finished_root)
         self.repos = Repos(self.config.repos_root, Git(environ), self.config.git_clone_url)

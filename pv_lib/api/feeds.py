@@ -19,7 +19,8 @@ from pv_lib.api.view import Views
 from pv_lib.errors import Invalid
 from pv_lib.httpd.follow import END, Forgotten, Place
 from pv_lib.jobs import logfile
-from pv_lib.jobs.index import CHANGES, Index
+from pv_lib.jobs.catalogue import CHANGES
+from pv_lib.jobs.index import Index
 from pv_lib.jobs.job import Record
 from pv_lib.system import files
 
@@ -42,7 +43,7 @@ class LogFeed:
 
     def look(self) -> None:
         """The state first and the size behind it: what is written before the end is all there."""
-        self._record = self._index.known(self._job_id)
+        self._record = self._index.peek(self._job_id)
         self._over = (
             self._record.state.terminal if self._record else not self._index.has(self._job_id)
         )
@@ -110,28 +111,28 @@ class ChangeFeed:
         self._index = index
         self._views = views
         self._clock = clock
-        self._told = index.told - index.remembered
-        self._ring: deque[bytes] = deque(maxlen=CHANGES)  # the last is event number _told
+        self._sequence = index.sequence - index.remembered
+        self._ring: deque[bytes] = deque(maxlen=CHANGES)  # the last is event number _sequence
 
     def look(self) -> None:
         """Encode what is new, once."""
-        news = self._index.changes(self._told)
+        news = self._index.changes(self._sequence)
         if news is None:  # too much at once: who was to be sent that begins anew
             self._ring.clear()
-            self._told = self._index.told
+            self._sequence = self._index.sequence
             return
         for job_id, record in news:
-            self._told += 1
+            self._sequence += 1
             if record is None:
                 name, shown = b"gone", json.dumps({"job_id": job_id}).encode()
             else:
-                place = self._index.places().get(job_id)
+                place = self._index.positions().get(job_id)
                 name, shown = b"job", self._views.encode(record, place, self._clock())
-            self._ring.append(b"event: %b\ndata: %b\nid: %d\n\n" % (name, shown, self._told))
+            self._ring.append(b"event: %b\ndata: %b\nid: %d\n\n" % (name, shown, self._sequence))
 
     def frames(self, place: Place) -> tuple[bytes, Place]:
         """The next changes."""
-        behind, known = self._told - place.offset, len(self._ring)
+        behind, known = self._sequence - place.offset, len(self._ring)
         if not 0 <= behind <= known:
             raise Forgotten
         out, offset = bytearray(), place.offset

@@ -135,7 +135,7 @@ class Api:
     def _list(self, params: Values, now: float) -> Response:
         limit = params.get("limit", parameters.LIST["limit"].schema["default"])
         page = list(itertools.islice(self._found(params), limit + 1))
-        places = self.index.places()
+        places = self.index.positions()
         jobs = [self.views.encode(r, places.get(r.job_id), now) for r in page[:limit]]
         more = f'"{page[limit - 1].job_id}"' if len(page) > limit else "null"
         return Response(200, b'{"jobs": [%b], "next": %b}\n' % (b", ".join(jobs), more.encode()))
@@ -143,7 +143,7 @@ class Api:
     def detail(self, request: Request, job_id: str, params: Values) -> Response:
         """One job's record."""
         record = self._record(job_id)
-        place = self.index.places().get(job_id) if record.state is State.CREATED else None
+        place = self.index.positions().get(job_id) if record.state is State.CREATED else None
         return Response(200, self.views.encode(record, place, self.clock()) + b"\n")
 
     def log(self, request: Request, job_id: str, params: Values) -> Response:
@@ -186,7 +186,7 @@ class Api:
     def changes(self, request: Request, _: str, params: Values) -> Follow:
         """Every change of a job's record, live."""
         after = parameters.header(request, parameters.LAST_EVENT_ID)
-        now = self.index.told
+        now = self.index.sequence
         lost = after is not None and self.index.changes(after) is None
         feed = functools.partial(ChangeFeed, self.index, self.views, self.clock)
         offset = now if after is None or lost else after

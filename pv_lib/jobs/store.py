@@ -34,7 +34,7 @@ class Runs:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._root = os.fspath(root)
-        self.written: Callable[[Record], None] = lambda record: None  # told after each write
+        self.on_write: Callable[[Record], None] = lambda record: None  # called after each write
 
     @property
     def watcher_lock(self) -> Path:
@@ -86,13 +86,13 @@ class Runs:
             files.create(f"{folder}/job.json", job.encode(record), durable=False)
         except FileExistsError:
             return False
-        self.written(record)
+        self.on_write(record)
         return True
 
     def write(self, record: Record, *, durable: bool = True) -> None:
         """Replace the job's record. Only the job's one writer may call this."""
         files.write(self.record_path(record.job_id), job.encode(record), durable=durable)
-        self.written(record)
+        self.on_write(record)
 
     def read(self, job_id: str) -> Record | None:
         """The job's record from the disk; None without one. Raises BadRecord and OSError."""

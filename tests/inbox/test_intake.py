@@ -50,7 +50,9 @@ def make_intake(tmp_path: Path, kind: type[Inbox]) -> Intake:
     make_repository(tmp_path / "repos" / REPO, "dev")
     config, faults = settings.read({"PV_ROOT": str(tmp_path), "PV_MIN_FREE_BYTES": "1MiB"})
     assert not faults + settings.make_folders(config)
-    index = Index(Runs(config.runs_root))
+    runs = Runs(config.runs_root)
+    index = Index(runs)
+    runs.on_write = index.note_write
     index.start()
     inbox = kind(config.inbox_root, config.finished_root)
     return Intake(config, index, inbox, Repos(config.repos_root, Git(os.environ)))

@@ -46,6 +46,7 @@ def index(runs: Runs) -> Index:
     (runs.root / "broken" / "job.json").write_text("[]")
     write(runs.root, 1000, state="running")
     index = Index(runs)
+    runs.on_write = index.note_write
     index.start()
     assert len(index.living()) == 1
     return index
@@ -102,14 +103,14 @@ def test_the_counts_are_those_of_the_disk(index: Index) -> None:
 
 
 def test_what_a_writer_tells_is_known_at_once(index: Index, runs: Runs) -> None:
-    before = index.told
+    before = index.sequence
     record = Record(f"{2000:032x}", branch="main").with_(**job.split_repo("o0/r0"))
     runs.create(record)
     assert index.counts()["created"] == 1 and ids(index)[0] == record.job_id
-    assert index.places() == {record.job_id: 1}
+    assert index.positions() == {record.job_id: 1}
     runs.write(job.advance(record, State.RUNNING, "2026-01-01T00:00:00Z"))
     assert index.counts()["created"] == 0 and index.counts()["running"] == 2
-    assert record.job_id in ids(index, state="running", repo="r0") and index.places() == {}
+    assert record.job_id in ids(index, state="running", repo="r0") and index.positions() == {}
     running = index.get(record.job_id)
     assert running is not None
     runs.write(job.advance(running, State.FAILED, "2026-01-01T00:00:01Z", reason="timeout"))
@@ -142,7 +143,8 @@ def test_what_other_hands_write_and_delete_is_found(index: Index, runs: Runs) ->
 
 def test_what_a_writer_tells_before_the_first_look_is_a_change_too(runs: Runs) -> None:
     index = Index(runs)
-    before = index.told
+    runs.on_write = index.note_write
+    before = index.sequence
     runs.create(Record(f"{1:032x}"))
     told = index.changes(before)
     assert told is not None and [job_id for job_id, _ in told] == [f"{1:032x}"]
