@@ -25,7 +25,7 @@ from pv_lib.jobs.job import Record
 from pv_lib.system import files
 
 _CHUNK = 1 << 16  # bytes of log at once
-_FRAMES = 1 << 17  # bytes of events after which it is enough for now
+_FRAMES = 1 << 17  # bytes of events at once, roughly
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -42,7 +42,7 @@ class LogFeed:
         self._over = False
 
     def look(self) -> None:
-        """The state first and the size behind it: what is written before the end is all there."""
+        """Read the state before the size, so that what was written before the end is included."""
         self._record = self._index.peek(self._job_id)
         self._over = (
             self._record.state.terminal if self._record else not self._index.has(self._job_id)
@@ -54,7 +54,7 @@ class LogFeed:
             self._size = os.fstat(self._log.fileno()).st_size
 
     def frames(self, place: Place) -> tuple[bytes, Place]:
-        """The next lines; behind the last one of an ended job the event `end`."""
+        """The next lines; after the last one of an ended job, the event `end`."""
         size = min(_CHUNK, self._size - place.offset)
         if self._log is None or size <= 0:
             return self._end(place) if self._over else (b"", place)
@@ -75,7 +75,7 @@ class LogFeed:
 
     def _piece(self, data: bytes, place: Place) -> tuple[bytes, Place]:
         """A part of a line that is longer than a chunk."""
-        data = data[: logfile.whole(data)].removesuffix(b"\r")  # half of a line's end, perhaps
+        data = data[: logfile.whole(data)].removesuffix(b"\r")  # may be half of a CR LF
         begin = b"" if place.inside else b"data: "
         return begin + self._text(data), Place(place.offset + len(data), inside=True)
 
@@ -85,7 +85,7 @@ class LogFeed:
         return line if line.isascii() else line.decode("utf-8", "replace").encode()
 
     def _end(self, place: Place) -> tuple[bytes, Place]:
-        """How the job ended; one whose folder was deleted has no state."""
+        """How the job ended; a job whose folder was deleted has no state."""
         plain: dict[str, Any] = {"state": None, "reason": "deleted", "error": "the job was deleted"}
         if self._record is not None:
             record = self._record
@@ -96,7 +96,7 @@ class LogFeed:
         return b"%bevent: end\ndata: %b\n\n" % (close, text), END
 
     def close(self) -> None:
-        """The log."""
+        """Close the log."""
         if self._log is not None:
             self._log.close()
 
@@ -104,7 +104,7 @@ class LogFeed:
 class ChangeFeed:
     """Every change of a record: event `job` with the record, `gone` with the id of a deleted one.
 
-    A place's offset is the number of the last change that was sent.
+    A place's offset is the sequence number of the last change that was sent.
     """
 
     def __init__(self, index: Index, views: Views, clock: Callable[[], float]) -> None:
@@ -117,7 +117,7 @@ class ChangeFeed:
     def look(self) -> None:
         """Encode what is new, once."""
         news = self._index.changes(self._sequence)
-        if news is None:  # too much at once: who was to be sent that begins anew
+        if news is None:  # too many changes at once: their followers have to start again
             self._ring.clear()
             self._sequence = self._index.sequence
             return
@@ -144,7 +144,7 @@ class ChangeFeed:
         return bytes(out), Place(offset)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def split_lines(data: bytes, *, final: bool) -> list[tuple[bytes, int]]:

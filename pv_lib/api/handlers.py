@@ -1,7 +1,7 @@
 """What the routes answer: a Request in, a Response out. No socket, no thread, no watcher.
 
-It meets the watcher on disk and shares only a wake-up with it. Which route there is and what it
-takes stands in `routes`; the parameters come in checked and typed.
+It shares the files on disk and a wake-up with the watcher, nothing else. `routes` has the table of
+routes; the parameters arrive checked and typed.
 """
 
 from __future__ import annotations

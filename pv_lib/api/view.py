@@ -1,8 +1,7 @@
-"""A record as the API shows it: JSON with what is derived when it is read, encoded once.
+"""A record as the API shows it: JSON with derived fields.
 
-Derived are stalled, age_seconds, queue_position, log_bytes and last_output_at. What does not change
-is kept as bytes for the jobs that were shown last, so that a list costs what it sends. Nothing here
-chooses which jobs are shown, or knows HTTP.
+Derived are stalled, age_seconds, queue_position, log_bytes and last_output_at. The encoded rest is
+cached for the jobs that were shown last. Nothing here chooses which jobs are shown, or knows HTTP.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ _ENTRIES = 2048  # jobs
 
 @dataclass(slots=True)
 class _Encoded:
-    """What is kept of one record: `start` lacks the derived fields and the closing brace."""
+    """The cached part of a record: `start` lacks the derived fields and the closing brace."""
 
     record: Record
     start: bytes
     created: float | None
-    log: bytes | None = None  # its two fields, once they do not change any more
+    log: bytes | None = None  # its two fields, once the job has ended
 
 
 class Views:

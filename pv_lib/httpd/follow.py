@@ -1,11 +1,11 @@
 """Live streams: many sockets, one thread.
 
-A request's thread answers the head and hands its socket over. Followers of the same feed who have
-been sent all there was are in step: what is new is read once, framed once, and sent to each of
-them. One that cannot take it, or comes later, is behind: nothing is kept for it but its place, and
-it is sent a chunk at a time from there until it is in step again. It delays nobody, and is let go
-when it has taken nothing for a minute. Nothing here parses requests or knows what is streamed:
-whoever has something to stream brings it as a `Feed`.
+A request's thread sends the head and hands its socket over. Followers of a feed that have been sent
+everything are in step: new data is read once, framed once, and sent to each of them. A follower
+that cannot take all of it, or joins later, is behind: only its place is stored, and it is sent a
+chunk at a time from there until it is in step. It delays no other follower, and is dropped when it
+has taken nothing for a minute. Nothing here parses requests or knows what is streamed: that is the
+`Feed`'s.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from typing import NamedTuple, Protocol
 from pv_lib.httpd.limits import KEEP_ALIVE, SEND_SECONDS
 from pv_lib.system.journal import Journal
 
-TICK = 0.02  # seconds between two looks at what is followed
+TICK = 0.02  # seconds between two looks at the feeds
 _HEAR = select.EPOLLIN | select.EPOLLRDHUP
-_SEND_BUFFER = 1 << 16  # bytes, which Linux doubles: all that a client who does not read costs
+_SEND_BUFFER = 1 << 16  # bytes, which Linux doubles: all that a client costs that does not read
 _COMMENT = b": keep-alive\n\n"
 _RECONNECT = b"retry: 1000\n: the server is stopping, come back\n\n"
 _CHECK_SECONDS = 1.0
 
 
 class Place(NamedTuple):
-    """How far: bytes of a log, or the number of a change. `inside`: in a line without its end."""
+    """A place in a feed: a byte offset in a log, or a sequence number.
+
+    `inside`: within a line whose first part has been sent.
+    """
 
     offset: int
     inside: bool = False
@@ -42,45 +45,45 @@ END = Place(-1)  # behind the last event
 
 
 class Forgotten(Exception):
-    """What comes behind a place is not known any more."""
+    """What follows a place is no longer remembered."""
 
 
 class Feed(Protocol):
-    """Something to follow: it turns a place into the next events and the place behind them.
+    """A source of events: it turns a place into the next events and the place after them.
 
-    The same place gives the same bytes, at most more of them later. So a client that could take
-    only a part of them needs nothing kept for it but its place and a number of bytes.
+    The same place always gives the same bytes; later there may be more of them. So for a client
+    that took a part of them, only its place and a number of bytes have to be stored.
     """
 
     def look(self) -> None:
-        """Find what is new. Raises OSError when that cannot be known now."""
+        """Find what is new. Raises OSError when that is not possible now."""
 
     def frames(self, place: Place) -> tuple[bytes, Place]:
-        """The events behind `place`, as of the last look: a chunk's worth, and the place then.
+        """One chunk of events after `place`, as of the last look, and the place after them.
 
-        No bytes when there are none yet. Raises Forgotten.
+        No bytes when there are no events yet. Raises Forgotten.
         """
 
     def close(self) -> None:
-        """Nobody follows any more."""
+        """Release what is open: the last follower is gone."""
 
 
 @dataclass(eq=False, slots=True)
 class _Follower:
-    """One client. `place` holds while it is behind; `sent` bytes of what follows have gone."""
+    """One client. While it is behind, `sent` bytes of what follows `place` have been sent."""
 
     sock: socket.socket
     channel: _Channel
     place: Place
-    done: Callable[[], None]  # called once, when it has been dropped
+    done: Callable[[], None]  # called once, after it was dropped
     sent: int = 0
-    spoke: float = field(default_factory=time.monotonic)  # when it heard last while behind
-    stuck_since: float | None = None  # monotonic; its socket takes no more for now
+    spoke: float = field(default_factory=time.monotonic)  # last sent to while behind
+    stuck_since: float | None = None  # monotonic; its send buffer is full since then
 
 
 @dataclass(eq=False, slots=True)
 class _Channel:
-    """A feed and its followers; `place` is that of those in step, `spoke` when they heard last."""
+    """A feed and its followers; `place` and `spoke` (the last send) are of those in step."""
 
     key: Hashable
     feed: Feed
@@ -88,12 +91,12 @@ class _Channel:
     spoke: float = 0.0
     in_step: set[_Follower] = field(default_factory=set)
     behind: set[_Follower] = field(default_factory=set)
-    troubled: bool = False  # said once that it cannot be read
+    troubled: bool = False  # a failure to read it has been logged
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """Somebody who wants to follow: `key` tells feeds apart, `open` makes one where it is new.
+    """A new follower: `key` identifies its feed, `open` makes the feed if there is none yet.
 
     `done` is called when the socket has been closed.
     """
@@ -117,7 +120,7 @@ class Followers:
         self._epoll.register(self._wake_read, select.EPOLLIN)
         self._channels: dict[Hashable, _Channel] = {}
         self._followers: dict[int, _Follower] = {}  # by file descriptor
-        self._hasty = False  # whether there may be more to send at once
+        self._hasty = False  # there may be more to send at once
         self._next_check = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="follow", daemon=True)
@@ -127,10 +130,7 @@ class Followers:
         self._thread.start()
 
     def add(self, sock: socket.socket, arrival: Arrival) -> None:
-        """Stream to the socket, which is ours from here on; from any thread.
-
-        Its head has been sent.
-        """
+        """Take over the socket, after its head was sent, and stream to it. From any thread."""
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._arrivals.append((sock, arrival))
@@ -160,7 +160,7 @@ class Followers:
             self._admit()
             for channel in list(self._channels.values()):
                 self._guard(channel, self._serve)
-            self._let_go()
+            self._drop_stuck()
         self._admit()
         for follower in list(self._followers.values()):
             in_step = follower in follower.channel.in_step
@@ -183,10 +183,10 @@ class Followers:
             self._epoll.register(sock, _HEAR)
 
     def _guard(self, channel: _Channel, step: Callable[[_Channel], None]) -> None:
-        """One feed that fails must not end all streams."""
+        """Run `step`; a failing feed must not end all streams."""
         try:
             step(channel)
-        except OSError as error:  # no descriptor, no folder: the next look may find it
+        except OSError as error:  # no descriptor, no folder: the next look may succeed
             self._complain(channel, error)
         except Exception as error:  # noqa: BLE001 - as the top of a thread: a decided outcome
             self._complain(channel, error)
@@ -199,17 +199,17 @@ class Followers:
         channel.troubled = True
 
     def _serve(self, channel: _Channel) -> None:
-        """Send what is new to everybody who can take it."""
+        """Send what is new to every follower that can take it."""
         channel.feed.look()
         if channel.in_step:
-            self._tell(channel)
-        known: dict[Place, tuple[bytes, Place]] = {}  # what was framed for others at that place
+            self._send_new(channel)
+        known: dict[Place, tuple[bytes, Place]] = {}  # framed in this round, by place
         for follower in list(channel.behind):
             if follower.stuck_since is None:
                 self._advance(follower, known)
 
-    def _tell(self, channel: _Channel) -> None:
-        """Those in step."""
+    def _send_new(self, channel: _Channel) -> None:
+        """Send what is new to the followers in step, or a comment after a long silence."""
         before, now = channel.place, time.monotonic()
         try:
             data, channel.place = channel.feed.frames(before)
@@ -242,7 +242,7 @@ class Followers:
                 self._drop(follower)
 
     def _leave_behind(self, follower: _Follower, place: Place, sent: int, comment: bool) -> None:
-        """It did not take everything; of a comment it will miss nothing, unless it has a part."""
+        """Move one that did not take all; half a comment cannot be completed, so it is dropped."""
         if comment and sent:
             self._drop(follower)
             return
@@ -252,7 +252,7 @@ class Followers:
         self._stick(follower)
 
     def _advance(self, follower: _Follower, known: dict[Place, tuple[bytes, Place]]) -> None:
-        """Send the next chunk to one that is behind."""
+        """Send the next chunk to a follower that is behind."""
         channel, place = follower.channel, follower.place
         try:
             if place not in known:
@@ -287,7 +287,7 @@ class Followers:
             channel.in_step.add(follower)
 
     def _keep_alive(self, follower: _Follower) -> None:
-        """One whose place nobody else has, as that behind a log's end: nothing comes of it yet."""
+        """Send a comment to one that waits at a place of its own, as after the end of the log."""
         now = time.monotonic()
         if follower.place.inside or now - follower.spoke <= KEEP_ALIVE:
             return
@@ -302,7 +302,7 @@ class Followers:
             self._drop(follower)
 
     def _stick(self, follower: _Follower, *, again: bool = False) -> None:
-        """Wait until its socket takes more; `again`: it has just taken something."""
+        """Wait until its send buffer has room; `again`: it has just taken something."""
         if follower.stuck_since is None:
             self._epoll.modify(follower.sock, _HEAR | select.EPOLLOUT)
         if follower.stuck_since is None or again:
@@ -313,8 +313,8 @@ class Followers:
             follower.stuck_since = None
             self._epoll.modify(follower.sock, _HEAR)
 
-    def _let_go(self) -> None:
-        """Those that have taken nothing for too long."""
+    def _drop_stuck(self) -> None:
+        """Drop the followers that have taken nothing for too long."""
         now = time.monotonic()
         if now < self._next_check:
             return
@@ -326,7 +326,7 @@ class Followers:
                     self._drop(follower)
 
     def _attend(self, follower: _Follower, events: int) -> None:
-        """Its socket takes more, or its client speaks: bytes are ignored, an end is an end."""
+        """Handle events of its socket: room to send, an end, or bytes, which are ignored."""
         if events & ~select.EPOLLOUT:
             try:
                 gone = not follower.sock.recv(4096)

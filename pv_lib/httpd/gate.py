@@ -1,7 +1,7 @@
-"""Who gets in: the checks every request passes before a byte of its body is read. Pure.
+"""Access control: the checks on every request before its body is read. Pure.
 
-A loopback port is reached by every page in the operator's browser and by every local user, so
-each header that tells a foreign page apart is looked at, in one order, and doubt is a refusal.
+Every page in the operator's browser and every local user can reach a loopback port. So each header
+that identifies a request of a foreign page is checked, in a fixed order; in doubt it is refused.
 No socket, no route, no job is known here.
 """
 
@@ -18,8 +18,8 @@ from pv_lib.httpd.wire import Head, media_type
 
 COOKIE = "pv_session"
 COOKIE_SECONDS = 86400
-_MOST_SESSIONS = 8  # cookies of our name that are looked at: pages on other ports can plant some
-# What a foreign page cannot send without asking first, and forms, which Origin has to tell apart.
+_MOST_SESSIONS = 8  # cookies of our name that are checked: pages on other ports can set some
+# What a foreign page cannot send without a preflight, and forms, which the Origin check covers.
 BODY_TYPES = ("application/json", "text/markdown", "multipart/form-data")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
@@ -28,15 +28,15 @@ _COOKIE = re.compile(rf"(?:^|;\s*){COOKIE}=([0-9]{{1,12}})\.([0-9a-f]{{64}})(?=;
 
 @dataclass(frozen=True)
 class Gate:
-    """`hosts` are names without port; `token` None means that none is needed."""
+    """The rules. `hosts` are names without port; with `token` None, no token is needed."""
 
     hosts: frozenset[str]
     token: str | None
 
     def check(self, head: Head, now: float) -> float:
-        """Raise for a request without right; else until when the same head has it.
+        """Raise if the request is refused, else return until when the same head is accepted.
 
-        Both are Unix time.
+        Both times are Unix time.
 
         In this order: Misdirected for the Host (DNS rebinding), Forbidden for Origin and
         Sec-Fetch-Site (foreign pages), Unsupported for a body that a form could send,
@@ -61,7 +61,7 @@ class Gate:
         return math.inf if self.token is None else self._check_token(self.token, head, now)
 
     def session(self, now: float) -> str | None:
-        """A cookie's value that opens for COOKIE_SECONDS from `now`; None without a token."""
+        """A cookie's value, valid for COOKIE_SECONDS from `now`; None if no token is needed."""
         if self.token is None:
             return None
         end = int(now) + COOKIE_SECONDS
@@ -87,5 +87,5 @@ class Gate:
 
 
 def _mark(token: str, end: str) -> str:
-    """What only the token's holder can write beside the session's end; not the token itself."""
+    """The MAC of the session's end, with the token as key."""
     return hmac.new(token.encode(), f"pv session {end}".encode(), hashlib.sha256).hexdigest()

@@ -1,7 +1,7 @@
 """The bytes of HTTP/1.1: heads and forms parsed strictly, responses encoded. Pure.
 
-Every doubt about where a message ends is an error, never a guess: http.server's own parser takes
-two Content-Lengths, signs in numbers and folded lines, and that is how requests are smuggled.
+Any doubt about where a message ends is an error: http.server's own parser accepts two
+Content-Lengths, signs in numbers and folded lines, which makes request smuggling possible.
 No socket, no route, no file is known here.
 """
 
@@ -79,10 +79,10 @@ class Request:
 
 @dataclass
 class Response:
-    """What a route answers: `body`, or else a longer one.
+    """What a route answers: `body`, or a longer one from elsewhere.
 
-    With `file`, `length` bytes from its position; with `chunks`, what they yield, of a length
-    nobody knows before. Whoever sends it closes the file.
+    With `file` the body is `length` bytes from its position; with `chunks` it is what they yield,
+    of unknown length. The sender closes the file.
     """
 
     status: int
@@ -121,10 +121,10 @@ def parse_head(data: bytes) -> Head:
 
 
 def check_start(data: bytes) -> None:
-    """See that `data`, the beginning of a head that is still to come, can become one.
+    """Check that `data` can be the beginning of a head.
 
-    Raises as `parse_head`. What speaks another protocol (TLS, HTTP/0.9) would wait for an answer
-    as long as we wait for its blank line.
+    Raises as `parse_head`. A client of another protocol (TLS, HTTP/0.9) would otherwise wait for an
+    answer as long as the server waits for its blank line.
     """
     line, end, _ = data.partition(b"\n")
     if not _START.fullmatch(line) or (end and not line.endswith(b"\r")):
@@ -184,7 +184,7 @@ def encode_head(response: Response, now: float, *, close: bool, version: str = "
 
 @functools.lru_cache(maxsize=256)
 def _start(status: int, content_type: str, close: bool) -> str:
-    """What a response's head begins with, but for what is different each time."""
+    """The start of a response's head: the part that can be cached."""
     try:
         phrase = HTTPStatus(status).phrase
     except ValueError:
@@ -207,7 +207,7 @@ def encode_stream_head(now: float) -> bytes:
 
 
 def problem(error: ValetError) -> dict[str, Any]:
-    """An error as RFC 9457 has it; `errors` names the input fields at fault."""
+    """An error as an RFC 9457 object; `errors` names the invalid input fields."""
     plain: dict[str, Any] = {
         "type": "about:blank",
         "title": error.title,
@@ -220,7 +220,7 @@ def problem(error: ValetError) -> dict[str, Any]:
 
 
 def parse_form(content_type: str, body: bytes) -> list[Part]:
-    """The parts of a multipart/form-data body. Raises Invalid where it is not one, whole."""
+    """The parts of a multipart/form-data body. Raises Invalid if it is malformed or incomplete."""
     params = _params(content_type)
     boundary = params.get("boundary", "")
     if not _BOUNDARY.fullmatch(boundary):

@@ -34,7 +34,7 @@ BRANCH = re.compile(
 
 
 class State(str, Enum):
-    """Where a job stands."""
+    """The state of a job."""
 
     CREATED = "created"
     RUNNING = "running"
@@ -58,7 +58,7 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 
 
 class IllegalTransition(Exception):
-    """A state change that the table does not have: a defect of ours, never of the input."""
+    """A state change that the table does not have: a defect of this program, never of the input."""
 
 
 @dataclass(frozen=True, slots=True)  # thousands of them are held
@@ -108,7 +108,7 @@ class Record:
 
 
 class Facets(NamedTuple):
-    """What jobs are looked for by."""
+    """The fields by which jobs are found."""
 
     state: State
     repo: str | None
@@ -188,7 +188,7 @@ def decode(data: bytes, job_id: str) -> Record:
 
 
 def glance(data: bytes, job_id: str) -> Facets:
-    """What `decode` would say of the job's facets, in a third of the time."""
+    """The facets of the record that `decode` would return, in a third of the time."""
     plain, state = _parse(data, job_id)
     texts = [plain.get(name) for name in ("repo", "repo_name", "branch", "idempotency")]
     repo, name, branch, mark = (text if isinstance(text, str) else None for text in texts)
@@ -196,7 +196,7 @@ def glance(data: bytes, job_id: str) -> Facets:
 
 
 def facets(record: Record) -> Facets:
-    """What jobs are looked for by."""
+    """The fields by which jobs are found."""
     return Facets(record.state, record.repo, record.repo_name, record.branch, record.idempotency)
 
 
@@ -215,7 +215,7 @@ def split_repo(repo: str) -> dict[str, str | None]:
 
 
 def finite(text: str) -> float | None:
-    """A number somebody wrote; None for 1e999 and NaN, which JSON cannot say. May ValueError."""
+    """The number in `text`; None for 1e999 and NaN, which JSON does not have. Raises ValueError."""
     value = float(text)
     return value if math.isfinite(value) else None
 
@@ -235,14 +235,14 @@ def _fits(name: str, value: Any) -> bool:
 
 
 def stamp(seconds: float) -> str:
-    """A Unix time as the records write it: `2026-11-22T15:56:29.123Z`; years 1 to 9999."""
+    """A Unix time as in the records: `2026-11-22T15:56:29.123Z`; years 1 to 9999."""
     seconds = min(max(seconds, _FIRST_SECOND), _LAST_SECOND)  # a file's mtime can be anything
     moment = datetime.fromtimestamp(seconds, timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
 def seconds_of(text: str | None) -> float | None:
-    """A record's timestamp as Unix time; None when it is missing or is none."""
+    """A record's timestamp as Unix time; None if it is missing or invalid."""
     if not text:
         return None
     try:
@@ -257,7 +257,7 @@ def seconds_of(text: str | None) -> float | None:
 class JobIds:
     """Makes job ids: UUIDv7 as 32 hex digits, each sorting after the one before.
 
-    Within a millisecond, and while the clock stands or goes back, the 12-bit field beside the
+    Within a millisecond, and while the clock stands still or goes back, the 12-bit field after the
     time counts up, so that ids of one process always sort by submission.
     """
 

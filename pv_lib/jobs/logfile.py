@@ -43,7 +43,7 @@ def tail_start(log: FileIO, lines: int) -> tuple[int, int]:
 
 
 def piece(log: FileIO, offset: int, lines: int | None) -> tuple[int, int]:
-    """Where the log's part from byte `offset` on begins and ends, `lines` lines long at most."""
+    """Where the part from byte `offset` on begins and ends; it has at most `lines` lines."""
     fd = log.fileno()
     size = os.fstat(fd).st_size
     start = end = min(offset, size)
@@ -63,10 +63,10 @@ def piece(log: FileIO, offset: int, lines: int | None) -> tuple[int, int]:
 
 
 def plain(log: FileIO, start: int, end: int) -> Iterator[bytes]:
-    """The log from byte `start` to `end` as a terminal may have it, a piece at a time.
+    """The log from byte `start` to `end` as text that is safe on a terminal, a piece at a time.
 
-    Escape sequences and control characters are left out, a lone CR ends a line as LF does, and
-    what is not UTF-8 becomes U+FFFD.
+    Escape sequences and control characters are removed, a lone CR ends a line as LF does, and
+    invalid UTF-8 becomes U+FFFD.
     """
     fd = log.fileno()
     while start < end:
@@ -80,7 +80,7 @@ def plain(log: FileIO, start: int, end: int) -> Iterator[bytes]:
 
 
 def whole(data: bytes) -> int:
-    """Where a piece that goes on can be cut: behind a line, or else before what is half there."""
+    """Where a piece can be cut: after its last line, or else before an incomplete sequence."""
     line = data.rfind(b"\n") + 1
     if line:
         return line
@@ -94,5 +94,5 @@ def whole(data: bytes) -> int:
 
 
 def strip(text: bytes) -> str:
-    """`text` without what a terminal would obey, but for tab, LF and CR."""
+    """`text` without escape sequences and control characters, except tab, LF and CR."""
     return _CONTROL.sub("", text.decode("utf-8", "replace"))

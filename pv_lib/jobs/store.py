@@ -1,7 +1,7 @@
 """The runs folder: one folder a job, its record and files. Paths, whole reads, whole writes.
 
-It is the truth about every job; `index` is the memory over it and is told of each write. Nothing
-here decides what becomes of a job.
+It is the truth about every job. `on_write` is called after each write, for the index. Nothing here
+decides what becomes of a job.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RECORD_LIMIT = 4 << 20
 
 @dataclass(frozen=True)
 class AbortMark:
-    """What an ABORT marker tells: when it was asked for, and the job's state at that time."""
+    """An ABORT marker: when the abort was requested, and the job's state at that time."""
 
     asked_at: str
     state: str | None
@@ -43,11 +43,11 @@ class Runs:
 
     @property
     def watcher_notes(self) -> Path:
-        """What the watcher cannot do and why, a line each; the status shows them."""
+        """The file with the watcher's present problems, a line each; the status shows them."""
         return self.root / ".watcher.notes"
 
     def watcher_complaints(self) -> list[str]:
-        """What the watcher says it cannot do."""
+        """The watcher's present problems."""
         try:
             return files.read_regular(self.watcher_notes, 1 << 20).decode().splitlines()
         except (OSError, ValetError, UnicodeDecodeError):
@@ -104,9 +104,9 @@ class Runs:
             raise BadRecord(f"job {job_id}: {error.detail}") from error
 
     def mark_abort(self, job_id: str, state: State, now: float) -> AbortMark:
-        """Put the job's ABORT marker down durably, or find the one that is there.
+        """Create the job's ABORT marker durably, or return the existing one.
 
-        `state` is where the job stands, `now` Unix time; both are kept in the marker. Raises
+        The job's `state` and `now` (Unix time) are stored in it. Raises
         OSError when it cannot be stored, FileNotFoundError without a run folder.
         """
         mark = AbortMark(job.stamp(now), state.value)
@@ -115,14 +115,14 @@ class Runs:
         return self.abort_mark(job_id) or mark
 
     def abort_mark(self, job_id: str) -> AbortMark | None:
-        """The job's ABORT marker; one made by hand (`touch`) speaks by its mtime."""
+        """The job's ABORT marker; for one made by hand (`touch`) the time is its mtime."""
         path = self.root / job_id / "ABORT"
         words: list[str] = []
         try:
             info = os.lstat(path)
         except OSError:
             return None
-        with contextlib.suppress(ValetError, OSError):  # not ours to read: its presence is enough
+        with contextlib.suppress(ValetError, OSError):  # unreadable: its presence is enough
             words = files.read_regular(path, 200).decode("utf-8", "replace").split()
         if len(words) == 2 and job.seconds_of(words[0]) is not None:
             return AbortMark(words[0], words[1])
