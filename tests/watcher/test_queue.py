@@ -24,7 +24,7 @@ from pv_lib.jobs.index import Index
 from pv_lib.jobs.job import Record, State
 from pv_lib.jobs.store import Runs
 from pv_lib.jobs.submission import Submission
-from pv_lib.runner import runner
+from pv_lib.runner import supervisor
 from pv_lib.runner.runner import Services
 from pv_lib.settings import config as settings
 from pv_lib.system.journal import Journal
@@ -57,6 +57,7 @@ class Parts:
         assert not faults + settings.make_folders(config)
         self.runs = CountedRuns(config.runs_root)
         self.index = Index(self.runs)
+        self.runs.on_write = self.index.note_write
         self.index.start()
         self.inbox = Inbox(config.inbox_root, config.finished_root)
         repos = Repos(config.repos_root, Git(environ))
@@ -132,7 +133,7 @@ def test_a_wake_reaches_the_runner_of_a_running_job(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An abort need not wait for the runner's next look, here an hour away."""
-    monkeypatch.setattr(runner, "TICK", 3600.0)
+    monkeypatch.setattr(supervisor, "TICK", 3600.0)
     watcher = Watcher(parts.services, parts.intake, parts.index, lambda: None)
     watcher.acquire()
     thread = threading.Thread(target=watcher.run, daemon=True)
