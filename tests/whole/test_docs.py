@@ -86,3 +86,21 @@ def test_the_readme_has_exactly_two_commands_to_try() -> None:
     section = README.partition("## Try it")[2].partition("\n## ")[0]
     assert len(re.findall(r"^```\n(.+)\n```$", section, re.MULTILINE)) == 2
     assert section.count("```") == 4
+
+
+def test_the_architecture_shows_every_room_module_thread_and_lock() -> None:
+    page = (TREE / "ops/architecture.md").read_text()
+    words = set(re.findall(r"\w+", page))
+    code = {path: path.read_text() for path in (TREE / "pv_lib").rglob("*.py")}
+    modules = {path.stem for path in code} - {"__init__", "schemas", "main", "commands"}
+    beside = {
+        path.stem for room in ("cli", "install") for path in (TREE / "pv_lib" / room).iterdir()
+    }
+    assert modules - beside <= words
+    assert {path.parent.name for path in code} - {"pv_lib"} <= words
+    for path, text in code.items():
+        room = f"{path.parent.name}.{path.stem}"
+        for name in re.findall(r"self\.(\w+) = threading\.(?:Lock|Condition)\(\)", text):
+            assert re.search(rf"`{room}\.\w+\.{name}`", page), f"{room} has a lock {name}"
+        for name in re.findall(r'Thread\(.*?name=f?"(\w+)', text, re.DOTALL):
+            assert name in words, f"{room} starts a thread {name}"
