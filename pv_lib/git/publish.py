@@ -49,11 +49,11 @@ def bring_home(
     config: Config,
     workspace: Workspace,
     git: Git,
-    tell: Callable[[dict[str, Any]], None],
+    report: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Commit, diff and publish what the agent left; the record's `result`.
 
-    `tell` is called with the result so far, before anything uses the network. Raises what
+    `report` is called with the result so far, before anything uses the network. Raises what
     `git.tick` raises, and OSError where the disk is full; call it again then.
     """
     tree, known = work.tree, work.record.result or {}
@@ -79,7 +79,7 @@ def bring_home(
         except (GitFailed, OSError) as error:
             why = f"{tree.path} could not be removed ({error}): remove it by hand"
             result["notes"] = [*result.get("notes", []), why]
-    tell(result)
+    report(result)
     if change.commit and not work.partial and config.publish != "none":
         result |= _published(work, config, git)
     return result

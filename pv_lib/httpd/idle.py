@@ -24,7 +24,7 @@ class IdleConnections:
     """
 
     def __init__(self) -> None:
-        self._strangers: dict[Evictable, int] = {}  # no request has passed the gate yet
+        self._newcomers: dict[Evictable, int] = {}  # no request has passed the gate yet
         self._accepted: dict[Evictable, int] = {}
 
     def add(self, connection: Evictable, *, accepted: bool, how: int) -> None:
@@ -32,22 +32,22 @@ class IdleConnections:
 
         `accepted` says whether a request of this connection has passed the gate.
         """
-        (self._accepted if accepted else self._strangers)[connection] = how
+        (self._accepted if accepted else self._newcomers)[connection] = how
 
     def remove(self, connection: Evictable) -> None:
         """`connection` no longer waits; it may have been taken by `pop_oldest`."""
         if self._accepted.pop(connection, None) is None:
-            self._strangers.pop(connection, None)
+            self._newcomers.pop(connection, None)
 
     def pop_oldest(self) -> tuple[Evictable, int] | None:
         """Remove the connection that has waited longest; None when no connection is idle.
 
-        It is a stranger unless strangers are in the minority: otherwise accepted clients that stay
-        connected could hold all places but one forever.
+        Newcomers, on which no request has passed the gate, go first unless they are the minority:
+        otherwise accepted clients that stay connected could hold all places but one forever.
         """
-        strangers_first = len(self._strangers) >= len(self._accepted)
-        both = (self._strangers, self._accepted)
-        for waiting in both if strangers_first else reversed(both):
+        newcomers_first = len(self._newcomers) >= len(self._accepted)
+        both = (self._newcomers, self._accepted)
+        for waiting in both if newcomers_first else reversed(both):
             while waiting:
                 # Another thread may remove the entry or change the dict between these steps.
                 with contextlib.suppress(StopIteration, KeyError, RuntimeError):

@@ -212,7 +212,7 @@ def _staged(name: str) -> str:
     return f".{name}.tmp"
 
 
-def _fault(info: os.stat_result, stranger: int | None) -> str | None:
+def _fault(info: os.stat_result, foreign_uid: int | None) -> str | None:
     """Why an open prompt file is not read; None where it is.
 
     A hard link could show a file that its author may not read; in a folder that everybody may
@@ -220,10 +220,10 @@ def _fault(info: os.stat_result, stranger: int | None) -> str | None:
     """
     if info.st_nlink > 1:
         return "is a hard link to a file with further names: copy it instead"
-    if stranger is not None:
+    if foreign_uid is not None:
         return (
-            f"comes from user id {stranger}, through a folder that everybody may write to; there "
-            f"only files of root and of user id {os.geteuid()} are taken: remove that right from "
-            "the folder (chmod o-w)"
+            f"comes from user id {foreign_uid}, through a folder that everybody may write to; "
+            f"there only files of root and of user id {os.geteuid()} are taken: remove that right "
+            "from the folder (chmod o-w)"
         )
     return None

@@ -84,7 +84,7 @@ class Notes:
         """Add a problem: one sentence."""
         self._now.add(text)
 
-    def tell(self) -> None:
+    def publish(self) -> None:
         """Log the problems that are new, and write the file where the set has changed."""
         if self._now == self._logged:
             return

@@ -91,7 +91,7 @@ class Watcher:
             except OSError as error:
                 self._notes.add(f"the watcher cannot work: {error}")
                 next_poll = time.monotonic() + self._config.poll_interval_seconds
-            self._notes.tell()
+            self._notes.publish()
             self._await_wake(min(next_poll, time.monotonic() + ALIVE_SECONDS / 2))
 
     def _pause(self) -> float:
