@@ -107,7 +107,9 @@ class CodexTranscript(Transcript):
         if kind == "thread.started":
             self.thread_id = _text(event, "thread_id")[:ID_CHARS] or None
         elif kind == "turn.started":
-            self.turn, self.error, self.activity = None, None, "thinking"
+            self.activity = "thinking"
+            if self.turn == "failed":  # a completed turn counts, whatever follows it
+                self.turn = self.error = None
         elif kind == "turn.completed":
             self._turn_completed(event)
         elif kind == "turn.failed":

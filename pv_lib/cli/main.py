@@ -16,35 +16,48 @@ from pv_lib.errors import ConfigFault, ValetError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. `argv` are the words after the program, by default ours."""
-    words = sys.argv[1:] if argv is None else list(argv)
+    """Run one command; its exit code. `argv` is without the program, by default sys.argv's."""
+    try:
+        return _run(sys.argv[1:] if argv is None else list(argv))
+    except ConfigFault as error:
+        for fault in error.faults:
+            _complain(fault)
+        return 2
+    except ValetError as error:
+        _complain(error.detail)
+        return 1
+    except BrokenPipeError:  # the reader of our output has closed it
+        _end_output()
+        return 1
+    except OSError as error:
+        _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
+        _end_output()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(words: list[str]) -> int:
     if words == ["--version"]:
-        print(f"Prompt Valet {stamp.FULL}")
+        print(f"Prompt Valet {stamp.FULL}", flush=True)
         return 0
     commands = importlib.import_module("pv_lib.cli.commands")
     try:
         command, given = commands.parse(words)
-        function = getattr(importlib.import_module(command.module), command.function)
-        code: int = function(**given)
     except commands.Fault as error:
         _complain(str(error))
-        code = 2
-    except ConfigFault as error:
-        for fault in error.faults:
-            _complain(fault)
-        code = 2
-    except ValetError as error:
-        _complain(error.detail)
-        code = 1
-    except BrokenPipeError:  # the reader of our output closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except OSError as error:
-        _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
-        code = 1
-    except KeyboardInterrupt:
-        code = 130
+        return 2
+    function = getattr(importlib.import_module(command.module), command.function)
+    code: int = function(**given)
     return code
+
+
+def _end_output() -> None:
+    """Flush stdout, or drop what cannot be written: the interpreter would complain at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(text: str) -> None:

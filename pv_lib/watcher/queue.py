@@ -191,7 +191,7 @@ class Queue:
     def _moved(self, record: Record, prompt: Prompt) -> Record:
         """The record by the file's folders, which a person may have changed while it waited."""
         where = (prompt.repo, prompt.branch)
-        if record.state is not State.CREATED or (record.repo, record.branch) == where:
+        if record.state.terminal or (record.repo, record.branch) == where:
             return record
         moved = record.with_(
             **job.split_repo(prompt.repo),

@@ -267,6 +267,15 @@ def test_a_turn_that_starts_after_a_failed_one_is_judged_by_its_own_end() -> Non
     assert judge(fold([started, TURN, b"\n", failed])[1], 1).reason == "usage_limit"
 
 
+def test_a_turn_that_starts_otherwise_takes_nothing_back() -> None:
+    started = b'{"type":"turn.started"}\n'
+    seen = fold([started, TURN, b"\n", started])[1]
+    assert (seen.turn, seen.activity) == ("completed", "thinking")
+    assert judge(seen, 0).state is State.SUCCEEDED
+    limit = b'{"type":"error","message":"You hit your usage limit"}\n'
+    assert judge(fold([limit, started])[1], 1).reason == "usage_limit"
+
+
 def test_the_verdict_names_what_the_agent_said() -> None:
     assert judge(fold([fixture("fail_400")])[1], 1).error == "The request is bad."
     assert "CODEX_HOME points to" in (judge(fold([fixture("no_home")])[1], 1).error or "")

@@ -79,3 +79,11 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
         )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert f"PV_BIND_PORT={port} cannot be bound (Address already in use)" in done.stderr
+
+
+def test_a_version_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*program(), "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "pv: the system: No space left on device\n")

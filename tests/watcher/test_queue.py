@@ -122,6 +122,23 @@ def test_a_copy_of_a_waiting_file_is_a_drop_and_a_moved_one_is_followed(parts: P
     assert waiting and (waiting.path, waiting.record.branch) == (moved, "dev")
 
 
+def test_a_moved_file_is_followed_where_its_start_was_interrupted(parts: Parts) -> None:
+    record = parts.submit("one")
+    path = Path(record.inbox_path or "")
+    parts.runs.write(replace(record, state=State.RUNNING, started_at=record.created_at))
+    parts.runs.folder(record.job_id).joinpath("agent.lock").write_bytes(
+        Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    )
+    claimed = path.rename(path.with_name(path.name.replace(".prompt.md", ".running.md")))
+    assert not parts.is_drop(claimed)
+    moved = path.parent.with_name("dev") / path.name
+    moved.parent.mkdir()
+    claimed.rename(moved)
+    assert not parts.is_drop(moved)
+    waiting = parts.queue.get(record.job_id)
+    assert waiting and (waiting.path, waiting.record.branch) == (moved, "dev")
+
+
 def test_a_file_whose_record_cannot_be_read_now_is_no_drop(parts: Parts) -> None:
     record = parts.submit("one")
     parts.runs.fault = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
