@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -121,17 +122,21 @@ class Process:
         """How many."""
         return len(os.listdir(self._proc / "task"))
 
-    @property
-    def used(self) -> float:
-        """Seconds of processor time that its living threads have had; exact, unlike `stat`."""
-        tasks = (self._proc / "task").iterdir()
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    def _used(self) -> dict[str, int]:
+        """Nanoseconds of processor time of each living thread; exact, unlike `stat`."""
+        used = {}
+        for task in (self._proc / "task").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it ended between the list and the read
+                used[task.name] = int((task / "schedstat").read_text().split()[0])
+        return used
 
     def share(self, seconds: float) -> float:
         """Per cent of one core that it uses while nobody asks anything."""
-        before = self.used
+        before = self._used()
         time.sleep(seconds)
-        return 100 * (self.used - before) / seconds
+        return (
+            sum(used - before.get(task, 0) for task, used in self._used().items()) / seconds / 1e7
+        )
 
 
 @contextmanager
