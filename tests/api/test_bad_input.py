@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from harness import REPO, Valet, git, make_repository, program, until
+from needs import need
 
 GOOD: dict[str, Any] = {"repo": REPO, "branch": "main", "markdown_text": "fake: say x"}
 
@@ -131,6 +133,7 @@ def test_upload_takes_all_files(valet: Valet, tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"fake: append ran.txt {name}\n")
     url = f"http://127.0.0.1:{valet.port}/api/v1/jobs/upload"
     files = [f"-Ffiles=@{tmp_path / name}" for name in ("one.md", "two.prompt.md")]
+    need(shutil.which("curl"), "curl", "apt-get install curl")
     argv = ["curl", "-s", f"-Frepo={REPO}", "-Fbranch=main", *files, url]
     jobs = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)["jobs"]
     assert [job["filename"] for job in jobs] == ["one.prompt.md", "two.prompt.md"]
